@@ -1,0 +1,62 @@
+#pragma once
+// Files: read-only mappings and atomic writes. Errors name the path and what to do.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace skein::base {
+
+// A read-only memory mapping of a whole regular file. Thread-safe once made.
+class MappedFile {
+ public:
+  static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  const uint8_t* data() const { return data_; }
+  uint64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  MappedFile(std::string path, const uint8_t* data, uint64_t size);
+  const std::string path_;
+  const uint8_t* const data_;
+  const uint64_t size_;
+};
+
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// Writes a file so that a reader sees the old one or the whole new one, whatever happens in between: a temporary
+// file beside it, fsync, rename, fsync of the folder. Not committed (or destroyed early): the temporary is removed.
+class AtomicFile {
+ public:
+  static absl::StatusOr<std::unique_ptr<AtomicFile>> Create(const std::string& path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  // RESOURCE_EXHAUSTED when the disk is full.
+  absl::Status Append(const void* data, size_t bytes);
+  absl::Status Append(absl::string_view data) { return Append(data.data(), data.size()); }
+  absl::Status Commit();
+
+ private:
+  AtomicFile(std::string path, std::string temporary, int fd);
+  const std::string path_;
+  const std::string temporary_;
+  int fd_;
+};
+
+absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
+
+// mkdir -p.
+absl::Status MakeFolder(const std::string& path);
+
+// 64-bit hash (XXH3) for fingerprints and checksums; not cryptographic.
+uint64_t Hash64(const void* data, size_t bytes, uint64_t seed = 0);
+
+}  // namespace skein::base
