@@ -1,6 +1,7 @@
 #pragma once
-// Checkpoints: .safetensors and .pth (zip + pickle as PyTorch writes them) behind one reader that executes nothing,
-// and writers for both. Files are untrusted: every size and offset is checked before use.
+// Checkpoints: .safetensors and .pth (zip + pickle as PyTorch writes them) behind one reader that
+// executes nothing, and writers for both. Files are untrusted: every size and offset is checked
+// before use.
 
 #include <cstdint>
 #include <map>
@@ -18,13 +19,14 @@ namespace skein::engine {
 
 using kernels::DType;
 
-// A tensor inside a mapped file. `data` points at element 0 and may be unaligned; element [i, j, ...] is at
-// data + (i * strides[0] + j * strides[1] + ...) * SizeOf(dtype). Always inside the file.
+// A tensor inside a mapped file. `data` points at element 0 and may be unaligned; element [i, j,
+// ...] is at data + (i * strides[0] + j * strides[1] + ...) * SizeOf(dtype). Always inside the
+// file.
 struct TensorView {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  std::vector<int64_t> strides;      // in elements, >= 0
+  std::vector<int64_t> strides;  // in elements, >= 0
   const uint8_t* data = nullptr;
 
   int64_t elements() const;
@@ -39,8 +41,9 @@ struct TensorView {
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
-  // Decides by the first bytes of the file, not by its name. Errors: NOT_FOUND, INVALID_ARGUMENT (damaged or
-  // hostile: says what and where), UNIMPLEMENTED (legacy or unsupported kinds: says what to do).
+  // Decides by the first bytes of the file, not by its name. Errors: NOT_FOUND, INVALID_ARGUMENT
+  // (damaged or hostile: says what and where), UNIMPLEMENTED (legacy or unsupported kinds: says
+  // what to do).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
 
   const std::vector<TensorView>& tensors() const { return tensors_; }
@@ -70,20 +73,23 @@ struct TensorToWrite {
   const void* data = nullptr;
 };
 
-// Both write atomically (base::AtomicFile). WritePth makes a file that torch.load(weights_only=True) opens.
+// Both write atomically (base::AtomicFile). WritePth makes a file that
+// torch.load(weights_only=True) opens.
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
                               const std::map<std::string, std::string>& metadata);
 absl::Status WritePth(const std::string& path, const std::vector<TensorToWrite>& tensors);
 
 // Keys of the metadata that Skein writes and reads, so that a checkpoint needs no further file.
-inline constexpr char kMetaTokenizer[] = "skein.tokenizer";            // "bytes" or "world"
-inline constexpr char kMetaVocabulary[] = "skein.vocabulary";          // World-format file text, when small
-inline constexpr char kMetaChatTemplate[] = "skein.chat_template";     // "rwkv" or "none"
-inline constexpr char kMetaStops[] = "skein.stops";                    // JSON list of stop strings
-inline constexpr char kMetaContext[] = "skein.training_context";       // tokens
+inline constexpr char kMetaTokenizer[] = "skein.tokenizer";    // "bytes" or "world"
+inline constexpr char kMetaVocabulary[] = "skein.vocabulary";  // World-format file text, when small
+inline constexpr char kMetaChatTemplate[] = "skein.chat_template";  // "rwkv" or "none"
+inline constexpr char kMetaStops[] = "skein.stops";                 // JSON list of stop strings
+inline constexpr char kMetaContext[] = "skein.training_context";    // tokens
 inline constexpr char kMetaTokensSeen[] = "skein.tokens_seen";
-inline constexpr char kMetaExamples[] = "skein.examples";              // JSON list of things to type in `skein chat`
-inline constexpr char kMetaDescription[] = "skein.description";        // one or two sentences on what it can do
+inline constexpr char kMetaExamples[] =
+    "skein.examples";  // JSON list of things to type in `skein chat`
+inline constexpr char kMetaDescription[] =
+    "skein.description";  // one or two sentences on what it can do
 
 float BF16ToF32(uint16_t bits);
 uint16_t F32ToBF16(float value);  // nearest even, NaN stays NaN

@@ -1,6 +1,6 @@
 #pragma once
-// The engine: one model, its device slots, the scheduler, the conversations, and the one thread that steps them.
-// All public functions are thread-safe. See README, "Life of a Generate request".
+// The engine: one model, its device slots, the scheduler, the conversations, and the one thread
+// that steps them. All public functions are thread-safe. See README, "Life of a Generate request".
 
 #include <cstdint>
 #include <functional>
@@ -21,28 +21,29 @@
 namespace skein::engine {
 
 struct EngineOptions {
-  int32_t slots = 64;                     // device slots = rows that can run at once
-  int32_t max_step_tokens = 512;          // all rows of one step
-  int32_t max_prefill_chunk = 256;        // of one row in one step
+  int32_t slots = 64;               // device slots = rows that can run at once
+  int32_t max_step_tokens = 512;    // all rows of one step
+  int32_t max_prefill_chunk = 256;  // of one row in one step
   absl::Duration target_inter_token = absl::Milliseconds(50);  // the step budget, see scheduler.h
-  int32_t max_queued = 256;               // requests waiting
-  int64_t max_queued_tokens = 1 << 20;    // their prompt tokens together
-  int32_t output_shards = 1;              // threads that run sinks
-  absl::Duration slow_reader_limit = absl::Seconds(30);  // paused longer: RESOURCE_EXHAUSTED
-  absl::Duration stall_limit = absl::Seconds(10);        // healthy() turns false when a step takes longer
+  int32_t max_queued = 256;                                    // requests waiting
+  int64_t max_queued_tokens = 1 << 20;                         // their prompt tokens together
+  int32_t output_shards = 1;                                   // threads that run sinks
+  absl::Duration slow_reader_limit = absl::Seconds(30);        // paused longer: RESOURCE_EXHAUSTED
+  absl::Duration stall_limit = absl::Seconds(10);  // healthy() turns false when a step takes longer
   ConversationStoreOptions conversations;
 };
 
-// What the engine thread publishes after each step, for metrics. Called on the engine thread: be quick.
+// What the engine thread publishes after each step, for metrics. Called on the engine thread: be
+// quick.
 struct StepReport {
   int32_t decode_rows = 0, prefill_rows = 0, tokens = 0, prefill_tokens = 0, generated_tokens = 0;
-  absl::Duration duration;                // of the step
-  absl::Duration gap;                     // idle between this step and the one before although work was there
+  absl::Duration duration;  // of the step
+  absl::Duration gap;       // idle between this step and the one before although work was there
 };
 
-struct RequestReport {                    // once per request, when it has ended
-  std::string code;                       // "OK", or the canonical name of the status ("CANCELLED", ...)
-  std::string finish_reason;              // "stop", "length", "time", "cancelled", "drained", or "error"
+struct RequestReport {        // once per request, when it has ended
+  std::string code;           // "OK", or the canonical name of the status ("CANCELLED", ...)
+  std::string finish_reason;  // "stop", "length", "time", "cancelled", "drained", or "error"
   Usage usage;
   Timings timings;
   absl::Duration total;
@@ -62,33 +63,38 @@ struct EngineGauges {
   int32_t running = 0, waiting = 0, slots_used = 0, slots = 0;
   int64_t waiting_tokens = 0;
   absl::Duration oldest_waiting;
-  absl::Duration since_heartbeat;         // zero while idle
+  absl::Duration since_heartbeat;  // zero while idle
   bool draining = false;
   ConversationStoreGauges store;
 };
 
 class Engine {
  public:
-  // `model`, `device` and `tokenizer` outlive the engine. `observer` may be null. Starts the engine thread.
+  // `model`, `device` and `tokenizer` outlive the engine. `observer` may be null. Starts the engine
+  // thread.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, kernels::Device& device,
-                                                        const Tokenizer& tokenizer, uint64_t model_fingerprint,
-                                                        const EngineOptions& options, EngineObserver* observer);
+                                                        const Tokenizer& tokenizer,
+                                                        uint64_t model_fingerprint,
+                                                        const EngineOptions& options,
+                                                        EngineObserver* observer);
   // Ends what still runs with UNAVAILABLE, joins all threads.
   ~Engine();
 
-  // Accepts or refuses at once (a refusal is a status, no sink call): RESOURCE_EXHAUSTED queue full, UNAVAILABLE
-  // draining, NOT_FOUND, ABORTED busy, FAILED_PRECONDITION versions, INVALID_ARGUMENT token ids out of range. The
-  // conversation is reserved from here until the request has ended. `sink` (shared by the caller's reactor and the
-  // output shard) gets the events.
+  // Accepts or refuses at once (a refusal is a status, no sink call): RESOURCE_EXHAUSTED queue
+  // full, UNAVAILABLE draining, NOT_FOUND, ABORTED busy, FAILED_PRECONDITION versions,
+  // INVALID_ARGUMENT token ids out of range. The conversation is reserved from here until the
+  // request has ended. `sink` (shared by the caller's reactor and the output shard) gets the
+  // events.
   absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);
   absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
 
-  // Asks a request to end at the next token boundary. `by_client`: the Cancel RPC (it gets Finished CANCELLED);
-  // otherwise the transport went away (its sink gets OnError CANCELLED). False: no such request.
+  // Asks a request to end at the next token boundary. `by_client`: the Cancel RPC (it gets Finished
+  // CANCELLED); otherwise the transport went away (its sink gets OnError CANCELLED). False: no such
+  // request.
   bool Cancel(absl::string_view request_id, bool by_client);
 
-  // Refuses new requests; what runs goes on until `deadline`, then ends with kDrained at a token boundary. Blocks
-  // until nothing runs. Undrain accepts again.
+  // Refuses new requests; what runs goes on until `deadline`, then ends with kDrained at a token
+  // boundary. Blocks until nothing runs. Undrain accepts again.
   void Drain(absl::Time deadline);
   void Undrain();
 
@@ -96,7 +102,7 @@ class Engine {
   const ModelConfig& config() const;
   const Tokenizer& tokenizer() const;
   EngineGauges gauges() const;
-  bool healthy() const;                   // the heartbeat is younger than stall_limit
+  bool healthy() const;  // the heartbeat is younger than stall_limit
   // How long a refused client should wait, from the measured drain rate of the queue.
   absl::Duration RetryDelay() const;
 

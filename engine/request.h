@@ -14,27 +14,27 @@
 namespace skein::engine {
 
 struct SamplingOptions {
-  float temperature = 1.0f;           // 0: greedy
+  float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
   int32_t top_k = 0;
   float min_p = 0.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  float penalty_decay = 1.0f;         // counts are multiplied by it at each token of this request
+  float penalty_decay = 1.0f;  // counts are multiplied by it at each token of this request
   float repetition_penalty = 1.0f;
   bool top_p_before_temperature = false;
-  std::optional<uint64_t> seed;       // unset: drawn by the engine and told in Started
+  std::optional<uint64_t> seed;  // unset: drawn by the engine and told in Started
   std::vector<kernels::TokenValue> logit_bias;
   std::vector<int32_t> banned_tokens;
 };
 
 struct StoppingOptions {
-  int32_t max_tokens = 256;           // 0: only take the input in
-  int32_t min_tokens = 0;             // end-of-document, stop ids and stop strings do not end it before
+  int32_t max_tokens = 256;  // 0: only take the input in
+  int32_t min_tokens = 0;    // end-of-document, stop ids and stop strings do not end it before
   absl::Duration max_time = absl::InfiniteDuration();  // from submission; ends with kTime
   std::vector<std::string> stop_strings;
   std::vector<int32_t> stop_tokens;
-  bool ignore_eos = false;            // else id 0 stops
+  bool ignore_eos = false;  // else id 0 stops
 };
 
 enum class CommitMode { kOnSuccess, kKeepPartial, kNever };
@@ -42,26 +42,26 @@ enum class CommitMode { kOnSuccess, kKeepPartial, kNever };
 enum class FinishReason { kStop, kLength, kTime, kCancelled, kDrained };
 
 struct GenerateRequest {
-  std::string request_id;             // never empty: the server makes one when the client did not
-  std::string conversation_id;        // empty: stateless
+  std::string request_id;       // never empty: the server makes one when the client did not
+  std::string conversation_id;  // empty: stateless
   bool create_if_missing = false;
   std::optional<int64_t> base_version;      // continue from this kept version instead of the head
   std::optional<int64_t> expected_version;  // fail unless the head is this one
   CommitMode commit = CommitMode::kOnSuccess;
-  // Appended to the conversation. `separator` goes before it when the conversation's turn is open (chat messages);
-  // empty for plain text and token ids.
+  // Appended to the conversation. `separator` goes before it when the conversation's turn is open
+  // (chat messages); empty for plain text and token ids.
   std::vector<int32_t> input;
   std::vector<int32_t> separator;
   SamplingOptions sampling;
   StoppingOptions stopping;
   bool want_logprobs = false;
-  int32_t top_logprobs = 0;           // 0..kernels::kMaxTopLogprobs
-  absl::Time deadline = absl::InfiniteFuture();   // the gRPC deadline; ends with DEADLINE_EXCEEDED
+  int32_t top_logprobs = 0;                      // 0..kernels::kMaxTopLogprobs
+  absl::Time deadline = absl::InfiniteFuture();  // the gRPC deadline; ends with DEADLINE_EXCEEDED
 };
 
 struct ScoreRequest {
   std::string request_id;
-  std::string conversation_id;        // empty: from nothing; never changed by scoring
+  std::string conversation_id;  // empty: from nothing; never changed by scoring
   std::optional<int64_t> base_version;
   std::vector<int32_t> prompt;
   std::vector<int32_t> separator;     // as above
@@ -71,29 +71,29 @@ struct ScoreRequest {
 
 struct StartedEvent {
   std::string conversation_id;
-  int64_t version = 0;                // it starts from; 0: an empty conversation
+  int64_t version = 0;  // it starts from; 0: an empty conversation
   bool created = false;
-  int64_t tokens_reused = 0;          // conversation tokens whose state came from a snapshot
-  std::string restored_from;          // "none", "device", "host", "tokens" (rebuilt)
+  int64_t tokens_reused = 0;  // conversation tokens whose state came from a snapshot
+  std::string restored_from;  // "none", "device", "host", "tokens" (rebuilt)
   uint64_t seed = 0;
 };
 
 struct ProgressEvent {
-  int64_t done = 0, total = 0;        // prefill tokens
+  int64_t done = 0, total = 0;  // prefill tokens
 };
 
 struct TokenEvent {
   int32_t token = 0;
   float logprob = 0;
-  absl::Duration latency;             // since the token before it, or since prefill ended
+  absl::Duration latency;  // since the token before it, or since prefill ended
   std::vector<kernels::TokenValue> top;
 };
 
 struct Usage {
-  int64_t prompt_tokens = 0;          // input of this request
-  int64_t completion_tokens = 0;      // kept output
+  int64_t prompt_tokens = 0;      // input of this request
+  int64_t completion_tokens = 0;  // kept output
   int64_t reused_tokens = 0;
-  int64_t conversation_tokens = 0;    // after this turn
+  int64_t conversation_tokens = 0;  // after this turn
 };
 
 struct Timings {
@@ -107,29 +107,32 @@ struct FinishedEvent {
   Usage usage;
   Timings timings;
   bool committed = false;
-  int64_t version = 0;                // the new version when committed
+  int64_t version = 0;  // the new version when committed
 };
 
-// Receives one request's events, in order, from one thread at a time (an output shard): OnQueued*, OnStarted,
-// OnProgress*, OnOutput*, then exactly one of OnFinished or OnError. Calls must return quickly and never block.
+// Receives one request's events, in order, from one thread at a time (an output shard): OnQueued*,
+// OnStarted, OnProgress*, OnOutput*, then exactly one of OnFinished or OnError. Calls must return
+// quickly and never block.
 class ResponseSink {
  public:
   virtual ~ResponseSink() = default;
   virtual void OnQueued(int64_t position) = 0;
   virtual void OnStarted(const StartedEvent& event) = 0;
   virtual void OnProgress(const ProgressEvent& event) = 0;
-  // Tokens that are final (not held back by a partial stop match) and the valid UTF-8 text that they complete; either
-  // may be empty. When a stop string begins inside a token, the leading bytes come as re-encoded tokens.
+  // Tokens that are final (not held back by a partial stop match) and the valid UTF-8 text that
+  // they complete; either may be empty. When a stop string begins inside a token, the leading bytes
+  // come as re-encoded tokens.
   virtual void OnOutput(std::vector<TokenEvent> tokens, std::string text) = 0;
   virtual void OnFinished(const FinishedEvent& event) = 0;
   virtual void OnError(const absl::Status& status) = 0;
-  // Polled by the engine thread before each step; must be lock-free. False pauses the row: the reader is slow.
+  // Polled by the engine thread before each step; must be lock-free. False pauses the row: the
+  // reader is slow.
   virtual bool Writable() const = 0;
 };
 
 struct ScoreEvent {
-  std::vector<float> logprobs;        // of the next continuation tokens
-  std::vector<uint8_t> greedy;        // whether each was the arg max
+  std::vector<float> logprobs;  // of the next continuation tokens
+  std::vector<uint8_t> greedy;  // whether each was the arg max
 };
 
 class ScoreSink {

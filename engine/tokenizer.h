@@ -1,5 +1,6 @@
 #pragma once
-// Tokenizers: World format (greedy longest match on bytes) and plain bytes. Immutable and thread-safe once made.
+// Tokenizers: World format (greedy longest match on bytes) and plain bytes. Immutable and
+// thread-safe once made.
 
 #include <cstdint>
 #include <memory>
@@ -13,13 +14,15 @@ namespace skein::engine {
 
 class Checkpoint;
 
-inline constexpr int32_t kEndOfDocument = 0;  // id 0 in every RWKV vocabulary: ends and starts a document
+inline constexpr int32_t kEndOfDocument =
+    0;  // id 0 in every RWKV vocabulary: ends and starts a document
 
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  virtual const std::string& kind() const = 0;   // "world" or "bytes"
-  // Ids are in [0, vocab_size()); id 0 has no bytes. Unused ids have no bytes either and are never produced.
+  virtual const std::string& kind() const = 0;  // "world" or "bytes"
+  // Ids are in [0, vocab_size()); id 0 has no bytes. Unused ids have no bytes either and are never
+  // produced.
   virtual int32_t vocab_size() const = 0;
   // Appends the tokens of any byte string.
   virtual void Encode(absl::string_view bytes, std::vector<int32_t>* tokens) const = 0;
@@ -34,16 +37,20 @@ class Tokenizer {
 // Byte tokenizer: V = 257, id 0 ends a document, id = byte + 1.
 std::unique_ptr<Tokenizer> NewByteTokenizer();
 
-// A World-format vocabulary: lines `<id> <python literal> <byte length>`. Errors name the line. `text` is untrusted.
+// A World-format vocabulary: lines `<id> <python literal> <byte length>`. Errors name the line.
+// `text` is untrusted.
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseWorldVocabulary(absl::string_view text);
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadWorldVocabulary(const std::string& path);
 
-// The checkpoint's own tokenizer from its metadata; else by vocabulary rows: 65536 -> the World vocabulary file at
-// `world_path`, 257 -> bytes. FAILED_PRECONDITION says what is missing and which key or file gives it.
-absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint, const std::string& world_path);
+// The checkpoint's own tokenizer from its metadata; else by vocabulary rows: 65536 -> the World
+// vocabulary file at `world_path`, 257 -> bytes. FAILED_PRECONDITION says what is missing and which
+// key or file gives it.
+absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint,
+                                                        const std::string& world_path);
 
-// Turns a stream of token bytes into valid UTF-8: holds back an incomplete tail (<= 3 bytes), replaces each invalid
-// byte (bad lead, overlong, surrogate, beyond U+10FFFF) by U+FFFD and resynchronises. One stream, one thread.
+// Turns a stream of token bytes into valid UTF-8: holds back an incomplete tail (<= 3 bytes),
+// replaces each invalid byte (bad lead, overlong, surrogate, beyond U+10FFFF) by U+FFFD and
+// resynchronises. One stream, one thread.
 class Utf8Stream {
  public:
   // Appends what can be shown now to *out.

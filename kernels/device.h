@@ -1,6 +1,6 @@
 #pragma once
-// The one door to a device: memory, copies, ordering of work, and the operator table. `cpu` is the embedded
-// default; another device implements the same door and nothing above it changes.
+// The one door to a device: memory, copies, ordering of work, and the operator table. `cpu` is the
+// embedded default; another device implements the same door and nothing above it changes.
 
 #include <cstddef>
 #include <cstdint>
@@ -14,15 +14,16 @@ namespace skein::kernels {
 
 struct OpTable;  // kernels/ops.h
 
-// How a CPU operator spreads over threads. The engine brings its own spinning pool (kernels/cpu/thread_pool.h),
-// the trainer's operators run on at::parallel_for, tests run on SerialExecutor.
+// How a CPU operator spreads over threads. The engine brings its own spinning pool
+// (kernels/cpu/thread_pool.h), the trainer's operators run on at::parallel_for, tests run on
+// SerialExecutor.
 class Executor {
  public:
   virtual ~Executor() = default;
   virtual int num_threads() const = 0;
-  // Calls body(begin, end) on disjoint ranges that cover [0, n); every range but the last starts and ends at a
-  // multiple of `grain` (> 0). Returns when all are done. Does not allocate. Called by one thread at a time and
-  // never from inside a body.
+  // Calls body(begin, end) on disjoint ranges that cover [0, n); every range but the last starts
+  // and ends at a multiple of `grain` (> 0). Returns when all are done. Does not allocate. Called
+  // by one thread at a time and never from inside a body.
   virtual void ParallelFor(int64_t n, int64_t grain,
                            absl::FunctionRef<void(int64_t begin, int64_t end)> body) = 0;
 };
@@ -35,8 +36,8 @@ class SerialExecutor final : public Executor {
   }
 };
 
-// An ordered queue of device work. On the CPU an operator has finished when its call returns, and the stream
-// only carries the executor and scratch memory. One thread uses a stream at a time.
+// An ordered queue of device work. On the CPU an operator has finished when its call returns, and
+// the stream only carries the executor and scratch memory. One thread uses a stream at a time.
 class Stream {
  public:
   virtual ~Stream() = default;
@@ -55,9 +56,9 @@ class Event {
 };
 
 struct DeviceInfo {
-  std::string name;        // "cpu"
-  std::string tier;        // "plain", "avx2", ...: the operator table in use
-  int threads = 0;         // of the default stream
+  std::string name;          // "cpu"
+  std::string tier;          // "plain", "avx2", ...: the operator table in use
+  int threads = 0;           // of the default stream
   int64_t memory_bytes = 0;  // what the process may use (cgroup limit on the CPU)
 };
 
@@ -65,13 +66,15 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual const DeviceInfo& info() const = 0;
-  // 64-byte aligned device memory, not cleared; nullptr when there is none left. Free(nullptr) is allowed.
+  // 64-byte aligned device memory, not cleared; nullptr when there is none left. Free(nullptr) is
+  // allowed.
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* p) = 0;
   // Host memory that this device copies from and to fastest (pinned on a GPU).
   virtual void* AllocateHost(size_t bytes) = 0;
   virtual void FreeHost(void* p) = 0;
-  // Asynchronous on `stream`, in the named direction. Source and destination must stay alive until then.
+  // Asynchronous on `stream`, in the named direction. Source and destination must stay alive until
+  // then.
   virtual void CopyToDevice(void* device, const void* host, size_t bytes, Stream& stream) = 0;
   virtual void CopyToHost(void* host, const void* device, size_t bytes, Stream& stream) = 0;
   virtual void CopyOnDevice(void* to, const void* from, size_t bytes, Stream& stream) = 0;
@@ -82,8 +85,8 @@ class Device {
 };
 
 struct CpuOptions {
-  int threads = 0;    // 0: as many as the process may use (affinity mask and cgroup quota)
-  std::string tier;   // empty: $SKEIN_CPU if set, else the best tier this machine has
+  int threads = 0;   // 0: as many as the process may use (affinity mask and cgroup quota)
+  std::string tier;  // empty: $SKEIN_CPU if set, else the best tier this machine has
 };
 
 // nullptr with *error set when the tier is unknown or this machine does not have it.
@@ -93,7 +96,8 @@ std::unique_ptr<Device> NewCpuDevice(const CpuOptions& options, std::string* err
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device& device, size_t bytes) : device_(&device), data_(device.Allocate(bytes)), bytes_(bytes) {}
+  Buffer(Device& device, size_t bytes)
+      : device_(&device), data_(device.Allocate(bytes)), bytes_(bytes) {}
   Buffer(Buffer&& o) noexcept { *this = std::move(o); }
   Buffer& operator=(Buffer&& o) noexcept {
     std::swap(device_, o.device_);

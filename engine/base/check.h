@@ -18,8 +18,8 @@ namespace skein::base {
 // For functions that return absl::Status or absl::StatusOr.
 #define SKEIN_CONCAT_(a, b) a##b
 #define SKEIN_CONCAT(a, b) SKEIN_CONCAT_(a, b)
-#define SKEIN_RETURN_IF_ERROR(expression)               \
-  do {                                                  \
+#define SKEIN_RETURN_IF_ERROR(expression)                                          \
+  do {                                                                             \
     if (auto skein_status = (expression); !skein_status.ok()) return skein_status; \
   } while (false)
 #define SKEIN_ASSIGN_OR_RETURN(lhs, expression) \

@@ -31,8 +31,9 @@ class MappedFile {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
-// Writes a file so that a reader sees the old one or the whole new one, whatever happens in between: a temporary
-// file beside it, fsync, rename, fsync of the folder. Not committed (or destroyed early): the temporary is removed.
+// Writes a file so that a reader sees the old one or the whole new one, whatever happens in
+// between: a temporary file beside it, fsync, rename, fsync of the folder. Not committed (or
+// destroyed early): the temporary is removed.
 class AtomicFile {
  public:
   static absl::StatusOr<std::unique_ptr<AtomicFile>> Create(const std::string& path);

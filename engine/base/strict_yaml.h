@@ -1,13 +1,14 @@
 #pragma once
-// Strict YAML: every key must be known, every value of the right type and range; errors name path, line, key and
-// the nearest known key. A config is declared as a table of fields; the same table prints the effective config.
+// Strict YAML: every key must be known, every value of the right type and range; errors name path,
+// line, key and the nearest known key. A config is declared as a table of fields; the same table
+// prints the effective config.
 //
 //   base::YamlSchema schema;
 //   schema.Add("listen.address", &config.address, "where gRPC listens");
 //   schema.Add("limits.queued", &config.queued, base::Range<int64_t>(1, 1000000), "...");
-//   SKEIN_RETURN_IF_ERROR(schema.LoadFile(path));            // keys that are absent keep their value
-//   SKEIN_RETURN_IF_ERROR(schema.Set("limits.queued=8"));    // --set
-//   std::string text = schema.Print();                        // --print-effective-config
+//   SKEIN_RETURN_IF_ERROR(schema.LoadFile(path));            // keys that are absent keep their
+//   value SKEIN_RETURN_IF_ERROR(schema.Set("limits.queued=8"));    // --set std::string text =
+//   schema.Print();                        // --print-effective-config
 //
 // Not thread-safe.
 
@@ -30,7 +31,8 @@ struct Range {
 
 class YamlSchema {
  public:
-  // Dotted keys name nested maps. Pointers must outlive the schema; the value found there is the default.
+  // Dotted keys name nested maps. Pointers must outlive the schema; the value found there is the
+  // default.
   void Add(std::string key, std::string* value, std::string help);
   void Add(std::string key, bool* value, std::string help);
   void Add(std::string key, int64_t* value, Range<int64_t> range, std::string help);
@@ -38,7 +40,8 @@ class YamlSchema {
   void Add(std::string key, std::vector<std::string>* value, std::string help);
   void Add(std::string key, std::vector<double>* value, std::string help);
   // One of a fixed set of words.
-  void AddChoice(std::string key, std::string* value, std::vector<std::string> choices, std::string help);
+  void AddChoice(std::string key, std::string* value, std::vector<std::string> choices,
+                 std::string help);
   // Sizes: "512MiB", "2GiB", "1000000" (bytes). Durations: "30s", "1500ms", "2m", "0".
   void AddBytes(std::string key, int64_t* value, Range<int64_t> range, std::string help);
   void AddSeconds(std::string key, double* value, Range<double> range, std::string help);
@@ -48,7 +51,8 @@ class YamlSchema {
   absl::Status LoadText(absl::string_view text, absl::string_view name);
   // "key=value" of the command line or an environment override.
   absl::Status Set(absl::string_view assignment);
-  // All keys in the order they were added, with their present values, as YAML that LoadText reads back.
+  // All keys in the order they were added, with their present values, as YAML that LoadText reads
+  // back.
   std::string Print() const;
   // "key (default): help" lines for --help.
   std::string Help() const;

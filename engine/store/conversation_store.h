@@ -1,6 +1,7 @@
 #pragma once
-// Conversations: a tree of immutable versions with one head each, their token ids, and state snapshots in host memory
-// under a byte budget. Thread-safe. Tiers behind it (disk, shared) join through StateTier.
+// Conversations: a tree of immutable versions with one head each, their token ids, and state
+// snapshots in host memory under a byte budget. Thread-safe. Tiers behind it (disk, shared) join
+// through StateTier.
 
 #include <cstdint>
 #include <functional>
@@ -17,55 +18,59 @@
 
 namespace skein::engine {
 
-// A state that has consumed exactly the first `consumed` tokens of a conversation; immutable. Shared (shared_ptr) by
-// the versions that hold it and the running requests that start from it.
+// A state that has consumed exactly the first `consumed` tokens of a conversation; immutable.
+// Shared (shared_ptr) by the versions that hold it and the running requests that start from it.
 struct StateSnapshot {
   uint64_t model_fingerprint = 0;
   int64_t consumed = 0;
-  std::vector<float> state;            // [state_floats]
+  std::vector<float> state;  // [state_floats]
   int64_t bytes() const { return static_cast<int64_t>(state.size() * sizeof(float)) + 64; }
 };
 
-// Where snapshots can live below host memory; disk and shared stores implement it later. Thread-safe.
+// Where snapshots can live below host memory; disk and shared stores implement it later.
+// Thread-safe.
 class StateTier {
  public:
   virtual ~StateTier() = default;
   virtual absl::string_view name() const = 0;
-  virtual absl::Status Put(absl::string_view conversation_id, int64_t version, const StateSnapshot& snapshot) = 0;
-  virtual absl::StatusOr<std::shared_ptr<const StateSnapshot>> Get(absl::string_view conversation_id,
-                                                                   int64_t version) = 0;
+  virtual absl::Status Put(absl::string_view conversation_id, int64_t version,
+                           const StateSnapshot& snapshot) = 0;
+  virtual absl::StatusOr<std::shared_ptr<const StateSnapshot>> Get(
+      absl::string_view conversation_id, int64_t version) = 0;
   virtual absl::Status Erase(absl::string_view conversation_id) = 0;
 };
 
-// One committed turn. `input` and `output` are the token ids as the model saw them; the conversation's text up to this
-// version is the concatenation along the parents. The last tokens may not be consumed by the state yet: the snapshot
-// says how many are.
+// One committed turn. `input` and `output` are the token ids as the model saw them; the
+// conversation's text up to this version is the concatenation along the parents. The last tokens
+// may not be consumed by the state yet: the snapshot says how many are.
 struct VersionInfo {
-  int64_t id = 0;                      // from 1, growing, never reused
-  int64_t parent = 0;                  // 0: the empty conversation
-  std::vector<int32_t> input;          // includes the separator that was written first
+  int64_t id = 0;              // from 1, growing, never reused
+  int64_t parent = 0;          // 0: the empty conversation
+  std::vector<int32_t> input;  // includes the separator that was written first
   std::vector<int32_t> output;
-  std::string finish_reason;           // "stop", "length", ...
+  std::string finish_reason;  // "stop", "length", ...
   absl::Time time;
-  int64_t tokens = 0;                  // of the whole conversation at this version
-  bool has_state = false;              // a snapshot is kept (else it is rebuilt from tokens when asked for)
+  int64_t tokens = 0;      // of the whole conversation at this version
+  bool has_state = false;  // a snapshot is kept (else it is rebuilt from tokens when asked for)
 };
 
 struct ConversationInfo {
   std::string id;
-  int64_t head = 0;                    // 0: empty
-  int64_t tokens = 0;                  // at the head
-  int64_t state_bytes = 0;             // of its snapshots
+  int64_t head = 0;         // 0: empty
+  int64_t tokens = 0;       // at the head
+  int64_t state_bytes = 0;  // of its snapshots
   bool busy = false;
   absl::Time created, used;
-  std::string last_request_id;         // and how it ended: "stop", "CANCELLED", ...
+  std::string last_request_id;  // and how it ended: "stop", "CANCELLED", ...
   std::string last_end;
 };
 
 struct ConversationStoreOptions {
-  int64_t budget_bytes = int64_t{1} << 30;   // snapshots in host memory; beyond it the least recently used go
-  int64_t token_budget_bytes = int64_t{256} << 20;  // token ids of all versions; beyond it: RESOURCE_EXHAUSTED
-  int32_t history = 4;                       // newest versions of a conversation that keep a snapshot
+  int64_t budget_bytes = int64_t{1}
+                         << 30;  // snapshots in host memory; beyond it the least recently used go
+  int64_t token_budget_bytes = int64_t{256}
+                               << 20;  // token ids of all versions; beyond it: RESOURCE_EXHAUSTED
+  int32_t history = 4;                 // newest versions of a conversation that keep a snapshot
   int32_t max_conversations = 100000;
 };
 
@@ -77,44 +82,54 @@ struct ConversationStoreGauges {
 // What a request that holds a conversation starts from.
 struct Lease {
   std::string conversation_id;
-  int64_t base_version = 0;            // 0: empty
-  bool created = false;                // by this lease; aborting it removes the conversation again
+  int64_t base_version = 0;  // 0: empty
+  bool created = false;      // by this lease; aborting it removes the conversation again
   TemplateCursor cursor = TemplateCursor::kStart;
-  std::shared_ptr<const StateSnapshot> snapshot;  // nearest kept one at or before base; null: from zero
-  std::vector<int32_t> pending;        // tokens of the conversation from snapshot->consumed on
-  int64_t tokens = 0;                  // of the conversation at base
-  bool rebuilt = false;                // base's own snapshot was gone: pending holds whole turns
+  std::shared_ptr<const StateSnapshot>
+      snapshot;                  // nearest kept one at or before base; null: from zero
+  std::vector<int32_t> pending;  // tokens of the conversation from snapshot->consumed on
+  int64_t tokens = 0;            // of the conversation at base
+  bool rebuilt = false;          // base's own snapshot was gone: pending holds whole turns
 };
 
 class ConversationStore {
  public:
   // `cursor_after` tells the template cursor after a conversation ending with these tokens.
-  ConversationStore(ConversationStoreOptions options, uint64_t model_fingerprint,
-                    std::function<TemplateCursor(const std::vector<int32_t>& last_tokens)> cursor_after);
+  ConversationStore(
+      ConversationStoreOptions options, uint64_t model_fingerprint,
+      std::function<TemplateCursor(const std::vector<int32_t>& last_tokens)> cursor_after);
   ~ConversationStore();
 
-  // Reserves a conversation for one writer. NOT_FOUND, ABORTED (busy), FAILED_PRECONDITION (expected_version is not
-  // the head), NOT_FOUND (base_version), RESOURCE_EXHAUSTED.
-  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create_if_missing, std::optional<int64_t> base_version,
+  // Reserves a conversation for one writer. NOT_FOUND, ABORTED (busy), FAILED_PRECONDITION
+  // (expected_version is not the head), NOT_FOUND (base_version), RESOURCE_EXHAUSTED.
+  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create_if_missing,
+                                std::optional<int64_t> base_version,
                                 std::optional<int64_t> expected_version);
   // Reads without reserving, for Score.
   absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base_version) const;
-  // Adds a version whose parent is the lease's base, makes it the head, frees the reservation. Returns its id.
-  absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input, std::vector<int32_t> output,
-                                 std::shared_ptr<const StateSnapshot> snapshot, absl::string_view finish_reason,
-                                 absl::string_view request_id);
-  // Ends a reservation and leaves the conversation as it was. `end`: how the request ended, for Get.
+  // Adds a version whose parent is the lease's base, makes it the head, frees the reservation.
+  // Returns its id.
+  absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
+                                 std::vector<int32_t> output,
+                                 std::shared_ptr<const StateSnapshot> snapshot,
+                                 absl::string_view finish_reason, absl::string_view request_id);
+  // Ends a reservation and leaves the conversation as it was. `end`: how the request ended, for
+  // Get.
   void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
 
-  absl::StatusOr<ConversationInfo> Create(absl::string_view id);  // empty id: one is made. ALREADY_EXISTS
+  absl::StatusOr<ConversationInfo> Create(
+      absl::string_view id);  // empty id: one is made. ALREADY_EXISTS
   absl::StatusOr<ConversationInfo> Get(absl::string_view id) const;
-  absl::StatusOr<std::vector<VersionInfo>> History(absl::string_view id) const;  // by id, all branches
+  absl::StatusOr<std::vector<VersionInfo>> History(
+      absl::string_view id) const;  // by id, all branches
   // In order of id, after `after`; at most `limit`.
-  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after, int32_t limit) const;
-  absl::Status Delete(absl::string_view id);                      // ABORTED when busy
-  // Copies a conversation at a version (head when unset) into new ones; snapshots are shared, not copied. `ids` empty
-  // or of size n. All or nothing.
-  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id, std::optional<int64_t> version, int32_t n,
+  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after,
+                                     int32_t limit) const;
+  absl::Status Delete(absl::string_view id);  // ABORTED when busy
+  // Copies a conversation at a version (head when unset) into new ones; snapshots are shared, not
+  // copied. `ids` empty or of size n. All or nothing.
+  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id,
+                                                     std::optional<int64_t> version, int32_t n,
                                                      const std::vector<std::string>& ids);
   // Makes a kept version the head again; 0 is the empty conversation. Other versions stay.
   absl::StatusOr<ConversationInfo> Rewind(absl::string_view id, int64_t version);
