@@ -1,0 +1,42 @@
+#pragma once
+// A status that carries a machine-readable reason beside its code and message. The server sends it as
+// google.rpc.ErrorInfo.reason; metrics count by it. Reasons are UPPER_SNAKE_CASE and part of the API:
+//
+//   RESOURCE_EXHAUSTED   QUEUE_FULL, QUEUE_TOKENS_FULL, SLOW_READER, CONVERSATION_LIMIT, CONVERSATION_MEMORY
+//   UNAVAILABLE          DRAINING, LOADING
+//   NOT_FOUND            CONVERSATION_NOT_FOUND, VERSION_NOT_FOUND, MODEL_NOT_FOUND
+//   ABORTED              CONVERSATION_BUSY
+//   FAILED_PRECONDITION  VERSION_MISMATCH, MODEL_MISMATCH, NO_CHAT_TEMPLATE
+//   ALREADY_EXISTS       REQUEST_ID_IN_USE, CONVERSATION_EXISTS
+//   INTERNAL             NON_FINITE_LOGITS
+//
+// A status without a reason is sent with its code's name as the reason.
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/cord.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/optional.h"
+
+namespace skein::base {
+
+inline constexpr char kReasonPayload[] = "skein.reason";
+
+inline absl::Status WithReason(absl::Status status, absl::string_view reason) {
+  status.SetPayload(kReasonPayload, absl::Cord(reason));
+  return status;
+}
+
+inline absl::Status MakeStatus(absl::StatusCode code, absl::string_view reason,
+                               absl::string_view message) {
+  return WithReason(absl::Status(code, message), reason);
+}
+
+// Empty when the status carries none.
+inline std::string Reason(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kReasonPayload);
+  return payload.has_value() ? std::string(*payload) : std::string();
+}
+
+}  // namespace skein::base
