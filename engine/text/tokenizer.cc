@@ -1,0 +1,117 @@
+#include "engine/tokenizer.h"
+
+#include <array>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/checkpoint.h"
+
+namespace skein::engine {
+namespace {
+
+constexpr int32_t kWorldRows = 65536;  // rows of the models trained on the public World vocabulary
+constexpr int32_t kByteRows = 257;
+
+class ByteTokenizer : public Tokenizer {
+ public:
+  ByteTokenizer() {
+    for (int i = 0; i < 256; ++i) bytes_[i] = static_cast<char>(i);
+  }
+  const std::string& kind() const override {
+    static const std::string kKind = "bytes";
+    return kKind;
+  }
+  int32_t vocab_size() const override { return kByteRows; }
+
+  using Tokenizer::Encode;
+  void Encode(absl::string_view bytes, std::vector<int32_t>* tokens) const override {
+    for (const char c : bytes) tokens->push_back(static_cast<uint8_t>(c) + 1);
+  }
+  absl::string_view Bytes(int32_t token) const override {
+    return token > 0 && token < kByteRows ? absl::string_view(&bytes_[token - 1], 1)
+                                          : absl::string_view();
+  }
+  bool IsValid(int32_t token) const override { return token >= 0 && token < kByteRows; }
+
+ private:
+  std::array<char, 256> bytes_;
+};
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> WorldFromFile(const std::string& world_path) {
+  auto tokenizer = LoadWorldVocabulary(world_path);
+  if (!absl::IsNotFound(tokenizer.status()) && !world_path.empty()) return tokenizer;
+  return absl::FailedPreconditionError(
+      absl::StrCat("this model needs the World vocabulary, rwkv_vocab_v20230424.txt, and ",
+                   world_path.empty() ? std::string("no path to it is given")
+                                      : absl::StrCat("'", world_path, "' is not there"),
+                   "; deploy/install-deps.sh fetches it, and any other World-format file can be "
+                   "named in its place"));
+}
+
+// What the checkpoint says about its own tokenizer; `kind` is empty when it says nothing.
+absl::StatusOr<std::unique_ptr<Tokenizer>> FromMetadata(const std::string& kind,
+                                                        const Checkpoint& checkpoint,
+                                                        const std::string& world_path) {
+  if (kind == "bytes") return NewByteTokenizer();
+  if (kind != "world") {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "its metadata ", kMetaTokenizer, " is '", kind, "'; supported are 'world' and 'bytes'"));
+  }
+  const auto vocabulary = checkpoint.metadata().find(kMetaVocabulary);
+  if (vocabulary == checkpoint.metadata().end()) return WorldFromFile(world_path);
+  auto tokenizer = ParseWorldVocabulary(vocabulary->second);
+  if (!tokenizer.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("its metadata ", kMetaVocabulary, ": ", tokenizer.status().message()));
+  }
+  return tokenizer;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Choose(const Checkpoint& checkpoint, int32_t V,
+                                                  const std::string& world_path) {
+  if (const auto kind = checkpoint.metadata().find(kMetaTokenizer);
+      kind != checkpoint.metadata().end()) {
+    return FromMetadata(kind->second, checkpoint, world_path);
+  }
+  if (V == kWorldRows) return WorldFromFile(world_path);
+  if (V == kByteRows) return NewByteTokenizer();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "it has ", V, " vocabulary rows and does not say which tokenizer it was trained with; ",
+      kWorldRows, " rows mean the World vocabulary and ", kByteRows,
+      " bytes; for others a .safetensors file names it in its metadata ", kMetaTokenizer,
+      " ('world' or 'bytes') and ", kMetaVocabulary, " (the text of a World-format file)"));
+}
+
+}  // namespace
+
+std::vector<int32_t> Tokenizer::Encode(absl::string_view bytes) const {
+  std::vector<int32_t> tokens;
+  Encode(bytes, &tokens);
+  return tokens;
+}
+
+std::string Tokenizer::Decode(const std::vector<int32_t>& tokens) const {
+  std::string bytes;
+  for (const int32_t token : tokens) absl::StrAppend(&bytes, Bytes(token));
+  return bytes;
+}
+
+std::unique_ptr<Tokenizer> NewByteTokenizer() { return std::make_unique<ByteTokenizer>(); }
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint,
+                                                        const std::string& world_path) {
+  SKEIN_ASSIGN_OR_RETURN(const ModelConfig config, checkpoint.Config());
+  auto tokenizer = Choose(checkpoint, config.V, world_path);
+  if (!tokenizer.ok()) {
+    return absl::Status(tokenizer.status().code(),
+                        absl::StrCat(checkpoint.path(), ": ", tokenizer.status().message()));
+  }
+  if ((*tokenizer)->vocab_size() > config.V) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(checkpoint.path(), ": its tokenizer has ids up to ",
+                     (*tokenizer)->vocab_size() - 1, " and the model only ", config.V, " rows"));
+  }
+  return tokenizer;
+}
+
+}  // namespace skein::engine
