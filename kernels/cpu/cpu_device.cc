@@ -1,0 +1,107 @@
+// The CPU behind kernels/device.h: memory is the process's own, copies are memcpy, an operator has
+// finished when its call returns.
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "kernels/cpu/host_limits.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/tiers.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+namespace skein::kernels {
+namespace {
+
+constexpr size_t kAlignment = 64;
+// More threads than any machine has: a larger number is a mistake in a config.
+constexpr int kMaxThreads = 1024;
+
+class CpuStream final : public Stream {
+ public:
+  explicit CpuStream(ThreadPool& pool) : pool_(pool) {}
+  void Synchronize() override {}
+  Executor& executor() override { return pool_; }
+
+ private:
+  ThreadPool& pool_;  // the device's; streams must not outlive it
+};
+
+class CpuEvent final : public Event {
+ public:
+  void Record(Stream&) override {}
+  void Synchronize() override {}
+};
+
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(const Tier& tier, int threads) : ops_(tier.ops()), pool_(threads) {
+    info_.name = "cpu";
+    info_.tier = tier.name;
+    info_.threads = threads;
+    info_.memory_bytes = UsableMemoryBytes();
+  }
+
+  const DeviceInfo& info() const override { return info_; }
+  void* Allocate(size_t bytes) override {
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (rounded < bytes) return nullptr;
+    return std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+  }
+  void Free(void* p) override { std::free(p); }
+  void* AllocateHost(size_t bytes) override { return Allocate(bytes); }
+  void FreeHost(void* p) override { Free(p); }
+  void CopyToDevice(void* device, const void* host, size_t bytes, Stream&) override {
+    Copy(device, host, bytes);
+  }
+  void CopyToHost(void* host, const void* device, size_t bytes, Stream&) override {
+    Copy(host, device, bytes);
+  }
+  void CopyOnDevice(void* to, const void* from, size_t bytes, Stream&) override {
+    Copy(to, from, bytes);
+  }
+  void Zero(void* device, size_t bytes, Stream&) override {
+    if (bytes > 0) std::memset(device, 0, bytes);
+  }
+  std::unique_ptr<Stream> NewStream() override { return std::make_unique<CpuStream>(pool_); }
+  std::unique_ptr<Event> NewEvent() override { return std::make_unique<CpuEvent>(); }
+  const OpTable& ops() const override { return ops_; }
+
+ private:
+  static void Copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+
+  const OpTable& ops_;
+  ThreadPool pool_;
+  DeviceInfo info_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> NewCpuDevice(const CpuOptions& options, std::string* error) {
+  const char* forced = std::getenv("SKEIN_CPU");
+  const bool from_environment = options.tier.empty() && forced != nullptr && *forced != '\0';
+  const Tier* tier = FindTier(from_environment ? forced : options.tier, error);
+  if (tier == nullptr) {
+    if (from_environment) *error = "environment variable SKEIN_CPU: " + *error;
+    return nullptr;
+  }
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    *error = "the number of CPU threads is " + std::to_string(options.threads) +
+             "; it must be 0 (as many as the process may use) to " + std::to_string(kMaxThreads);
+    return nullptr;
+  }
+  const int threads = options.threads > 0 ? options.threads : UsableThreads();
+  try {
+    return std::make_unique<CpuDevice>(*tier, threads);
+  } catch (const std::exception& e) {  // std::thread: no more threads allowed
+    *error = "cannot start " + std::to_string(threads) + " CPU threads: " + e.what();
+    return nullptr;
+  }
+}
+
+}  // namespace skein::kernels

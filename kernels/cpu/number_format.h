@@ -1,0 +1,70 @@
+#pragma once
+// bf16 and fp16 to and from fp32, and reads of unaligned checkpoint bytes. Internal linkage on
+// purpose: this header is compiled under several instruction sets, and no function may be shared
+// between them.
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/ops.h"
+
+namespace skein::kernels {
+namespace {
+
+inline uint32_t BitsOf(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
+
+inline float FloatOf(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline float FromBF16(uint16_t h) { return FloatOf(static_cast<uint32_t>(h) << 16); }
+
+// To nearest, ties to even; a NaN stays a NaN.
+inline uint16_t ToBF16(float f) {
+  const uint32_t bits = BitsOf(f);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline float FromF16(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  uint32_t exponent = (h >> 10) & 0x1fu;
+  uint32_t mantissa = h & 0x3ffu;
+  if (exponent == 31) return FloatOf(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent == 0) {
+    if (mantissa == 0) return FloatOf(sign);
+    exponent = 1;  // subnormal: shift the leading one into place
+    while ((mantissa & 0x400u) == 0) {
+      mantissa <<= 1;
+      --exponent;
+    }
+    mantissa &= 0x3ffu;
+  }
+  return FloatOf(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+// Element `i` of an array that may be unaligned.
+inline float LoadElement(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) {
+    float f;
+    std::memcpy(&f, static_cast<const char*>(data) + 4 * i, 4);
+    return f;
+  }
+  uint16_t h;
+  std::memcpy(&h, static_cast<const char*>(data) + 2 * i, 2);
+  return dtype == DType::kBF16 ? FromBF16(h) : FromF16(h);
+}
+
+// Element (o, k) of the matrix that `p` names, whichever way it is stored.
+inline float LoadSource(const PackParams& p, int64_t o, int64_t k) {
+  return LoadElement(p.source, p.source_dtype, p.transposed ? k * p.O + o : o * p.K + k);
+}
+
+}  // namespace
+}  // namespace skein::kernels

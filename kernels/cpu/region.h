@@ -1,0 +1,57 @@
+#pragma once
+// One parallel region of an operator. Internal linkage on purpose: see number_format.h.
+
+#include <xmmintrin.h>
+
+#include <cstdint>
+
+#include "kernels/device.h"
+
+namespace skein::kernels {
+namespace {
+
+// Denormals are flushed on every thread while it runs an operator, whoever owns the thread; the
+// caller's own setting comes back at the end.
+class DenormalsScope {
+ public:
+  DenormalsScope() : saved_(_mm_getcsr()) {
+    if ((saved_ & kFlush) != kFlush) _mm_setcsr(saved_ | kFlush);
+  }
+  ~DenormalsScope() {
+    if ((saved_ & kFlush) != kFlush) _mm_setcsr(saved_);
+  }
+  DenormalsScope(const DenormalsScope&) = delete;
+  DenormalsScope& operator=(const DenormalsScope&) = delete;
+
+ private:
+  static constexpr unsigned kFlush = 0x8040;  // flush-to-zero | denormals-are-zero
+  unsigned saved_;
+};
+
+// Waking a thread costs about as much as this many nanoseconds of work; a smaller piece is not
+// worth it.
+constexpr int64_t kMinChunkNanoseconds = 3000;
+
+// How many items of `nanoseconds` each make a piece that is worth a thread.
+inline int64_t GrainFor(double nanoseconds) {
+  const double items = kMinChunkNanoseconds / nanoseconds;
+  return items < 1 ? 1 : static_cast<int64_t>(items) + 1;
+}
+
+// body(begin, end) over [0, n), on this thread alone when n <= grain.
+template <typename Body>
+inline void ForRange(Stream& stream, int64_t n, int64_t grain, const Body& body) {
+  if (n <= 0) return;
+  const DenormalsScope here;
+  if (n <= grain) {
+    body(static_cast<int64_t>(0), n);
+    return;
+  }
+  stream.executor().ParallelFor(n, grain, [&body](int64_t begin, int64_t end) {
+    const DenormalsScope there;
+    body(begin, end);
+  });
+}
+
+}  // namespace
+}  // namespace skein::kernels

@@ -1,0 +1,42 @@
+#pragma once
+// Passes over one row of logits, four floats at a time in the instruction set that every x86-64
+// has. Sampled tokens and log-probabilities come from here on every tier, so they depend on the
+// tier through the logits alone.
+
+#include <cstdint>
+
+namespace skein::kernels {
+
+// What log-softmax needs to know about a row.
+struct RowSummary {
+  bool valid = false;  // no NaN, no +infinity, and something above -infinity
+  bool has_nan = false;
+  int32_t arg_max = 0;  // the lowest index that holds max
+  float max = 0;
+  double log_sum = 0;  // log sum_i exp(x[i] - max)
+};
+RowSummary SummarizeRow(const float* x, int32_t n);
+
+// log-softmax(x)[i] of the row that `s` was made of.
+inline float LogProb(const RowSummary& s, float x_i) {
+  return static_cast<float>(static_cast<double>(x_i) - s.max - s.log_sum);
+}
+
+// The largest of x[0..n); NaN when one of them is.
+float RowMax(const float* x, int32_t n);
+
+// The lowest index with x[i] == value; n when there is none.
+int32_t FindValue(const float* x, int32_t n, float value);
+
+// weights[i] = exp((x[i] - max) * scale), 0 where that is below the smallest normal float. max >=
+// every x[i], scale >= 0. Relative error below 4e-7.
+void ExpWeights(const float* x, int32_t n, float max, float scale, float* weights);
+
+// How many of x[begin..end) are >= threshold, and the sum of their weights.
+struct Above {
+  int64_t count = 0;
+  double mass = 0;
+};
+Above SumAbove(const float* x, const float* weights, int32_t begin, int32_t end, float threshold);
+
+}  // namespace skein::kernels

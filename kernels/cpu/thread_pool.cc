@@ -1,0 +1,116 @@
+#include "kernels/cpu/thread_pool.h"
+
+#include <immintrin.h>
+
+#include <chrono>
+
+namespace skein::kernels {
+namespace {
+
+// Longer than the gap between two regions of a step, much shorter than the gap between two
+// requests.
+constexpr std::chrono::microseconds kSpin{50};
+
+// Calls done() until it is true or the spinning time is over; returns the last answer.
+template <typename Done>
+bool SpinUntil(const Done& done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (done()) return true;
+      _mm_pause();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return done();
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), slots_(std::make_unique<Slot[]>(num_threads)) {
+  workers_.reserve(num_threads - 1);
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { WorkerLoop(i); });
+  } catch (...) {  // the system has no thread left
+    StopWorkers();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { StopWorkers(); }
+
+void ThreadPool::StopWorkers() {
+  for (int i = 1; i < num_threads_; ++i) {
+    slots_[i].state.store(kStop, std::memory_order_release);
+    slots_[i].state.notify_one();
+  }
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::ParallelFor(int64_t n, int64_t grain,
+                             absl::FunctionRef<void(int64_t begin, int64_t end)> body) {
+  if (n <= 0) return;
+  const int64_t units = (n + grain - 1) / grain;
+  const int64_t pieces = units < num_threads_ ? units : num_threads_;
+  if (pieces == 1 || busy_.exchange(true, std::memory_order_acquire)) {
+    body(0, n);
+    return;
+  }
+  region_ = {&body, n, grain, units, pieces};
+  unfinished_.store(static_cast<int>(pieces) - 1, std::memory_order_relaxed);
+  for (int64_t i = 1; i < pieces; ++i) {
+    std::atomic<uint32_t>& state = slots_[i].state;
+    if (state.exchange(kReady, std::memory_order_acq_rel) == kParked) state.notify_one();
+  }
+  RunPiece(0);
+  for (int64_t i = 1; i < pieces; ++i) {
+    uint32_t expected = kReady;
+    if (slots_[i].state.compare_exchange_strong(expected, kIdle, std::memory_order_relaxed)) {
+      RunPiece(i);
+      unfinished_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+  AwaitWorkers();
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::AwaitWorkers() {
+  if (SpinUntil([this] { return unfinished_.load(std::memory_order_acquire) == 0; })) return;
+  for (int left = unfinished_.load(std::memory_order_acquire); left != 0;
+       left = unfinished_.load(std::memory_order_acquire)) {
+    unfinished_.wait(left, std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::RunPiece(int64_t piece) const {
+  const Region& r = region_;
+  const int64_t begin = r.units * piece / r.pieces * r.grain;
+  const int64_t end = r.units * (piece + 1) / r.pieces * r.grain;
+  (*r.body)(begin, end < r.n ? end : r.n);
+}
+
+uint32_t ThreadPool::AwaitWork(Slot& slot) {
+  for (;;) {
+    uint32_t seen = kIdle;
+    if (SpinUntil([&] { return (seen = slot.state.load(std::memory_order_relaxed)) != kIdle; })) {
+      return seen;
+    }
+    seen = kIdle;
+    if (!slot.state.compare_exchange_strong(seen, kParked, std::memory_order_relaxed)) return seen;
+    slot.state.wait(kParked, std::memory_order_relaxed);
+  }
+}
+
+void ThreadPool::WorkerLoop(int index) {
+  Slot& slot = slots_[index];
+  for (;;) {
+    if (AwaitWork(slot) == kStop) return;
+    uint32_t expected = kReady;
+    // Fails when the caller has taken the piece back.
+    if (!slot.state.compare_exchange_strong(expected, kIdle, std::memory_order_acquire)) continue;
+    RunPiece(index);
+    if (unfinished_.fetch_sub(1, std::memory_order_release) == 1) unfinished_.notify_one();
+  }
+}
+
+}  // namespace skein::kernels
