@@ -14,6 +14,11 @@ elseif(SKEIN_SANITIZE)
   message(FATAL_ERROR "SKEIN_SANITIZE is '${SKEIN_SANITIZE}'; it must be empty, address or thread")
 endif()
 
+if(SKEIN_FUZZ)
+  # Every library counts its branches, or the fuzzer would be blind.
+  target_compile_options(skein_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # skein_library(name SOURCES ... LIBS ...): a static library of ours.
 function(skein_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})

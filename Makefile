@@ -1,0 +1,87 @@
+# The short way to everything; `make help` lists it. The build itself is CMake (CMakePresets.json).
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help deps deps-test deps-interop configure programs build serve chat train test test-interop bench format \
+        format-check install clean
+
+export SKEIN_DEPS ?= $(HOME)/.cache/skein
+BUILD := build
+JOBS ?= $(shell deploy/jobs.sh)
+PREFIX ?= /usr/local
+ADDRESS ?= 127.0.0.1:50051
+TRAIN_CONFIG ?= trainer/configs/tiny-shakespeare.yaml
+CLANG_FORMAT ?= clang-format-14
+
+BUILD_ALL = cmake --build $(BUILD) --parallel $(JOBS)
+TEST_PYTHON = $(SKEIN_DEPS)/test-venv/bin/python
+INTEROP_PYTHON = $(SKEIN_DEPS)/interop-venv/bin/python
+RESULTS = $(CURDIR)/$(BUILD)/test-results
+SOURCES = $(shell find kernels engine server trainer client tests bench -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+help:  ## this list
+	@echo "make <target>:"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+deps:  ## install what building and serving need (Debian 12)
+	@deploy/install-deps.sh
+
+deps-test:
+	@deploy/install-deps.sh --test
+
+deps-interop:
+	@deploy/install-deps.sh --test --interop
+
+# CMake runs itself again when its own files change.
+configure:
+	@test -e $(BUILD)/build.ninja || cmake --preset release -DSKEIN_DEPS="$(SKEIN_DEPS)" \
+	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
+programs: configure
+	@$(BUILD_ALL) --target skeind skein skein-train
+
+build: deps configure  ## build everything: programs, tests, benchmarks
+	@$(BUILD_ALL)
+
+serve:  ## install, build, train the demo model and serve it; MODEL=file serves that file
+	@deploy/serve.sh --plan "$(MODEL)"
+	@$(MAKE) --no-print-directory deps programs
+	@deploy/serve.sh "$(MODEL)"
+
+chat:  ## talk to the running server; ADDRESS=host:port for another one
+	@test -x $(BUILD)/bin/skein || { echo "make chat: run 'make serve' first, in another terminal" >&2; exit 1; }
+	@$(BUILD)/bin/skein chat --server $(ADDRESS)
+
+train:  ## train a model on a text file: TEXT=file; TRAIN_CONFIG=file for another recipe
+	@test -r "$(TEXT)" || { echo "make train: name a text file: make train TEXT=file" >&2; exit 1; }
+	@$(MAKE) --no-print-directory deps programs
+	@deploy/train.sh "$(TEXT)" "$(TRAIN_CONFIG)"
+
+$(BUILD)/python/.generated: $(wildcard proto/*/*/*.proto)
+	@mkdir -p $(@D)
+	@$(TEST_PYTHON) -m grpc_tools.protoc -Iproto --python_out=$(@D) --grpc_python_out=$(@D) $(^:proto/%=%)
+	@touch $@
+
+test: deps-test configure $(BUILD)/python/.generated  ## every test that needs neither a GPU nor the full torch
+	@$(BUILD_ALL)
+	@TEST_PYTHON=$(TEST_PYTHON) tests/run.sh $(BUILD)
+
+test-interop: deps-interop configure  ## tests against the full torch, rwkv, safetensors and tensorboard packages
+	@$(BUILD_ALL)
+	@SKEIN_BUILD=$(CURDIR)/$(BUILD) $(INTEROP_PYTHON) -m pytest tests/interop -q -rs \
+	  --junitxml=$(RESULTS)/interop.xml
+
+bench: build  ## run every benchmark; results as JSON in build/bench
+	@for bench in $(BUILD)/bench/*_bench; do echo "== $$bench" && $$bench || exit 1; done
+
+format:  ## format the C++ files
+	@$(CLANG_FORMAT) -i $(SOURCES)
+
+format-check:  ## fail when a C++ file is not formatted
+	@$(CLANG_FORMAT) --dry-run --Werror $(SOURCES)
+
+install: deps configure  ## install into PREFIX (/usr/local)
+	@$(BUILD_ALL) --target skeind skein skein-train
+	cmake --install $(BUILD) --prefix "$(PREFIX)"
+
+clean:  ## remove the build folders; models and training runs stay
+	rm -rf build build-*
