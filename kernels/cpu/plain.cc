@@ -236,10 +236,10 @@ void Score(const ScoreParams& p) {
   template void Matmul<S>(const MatmulParams&, int64_t, int64_t); \
   template void Prepare<S>(const PrepareParams&);                 \
   template void Wkv7<S>(const Wkv7Params&, int64_t, int64_t);     \
-  template void NormBonusGate<S>(const NormBonusGateParams&);     \
-  template void Score<S>(const ScoreParams&);
+  template void NormBonusGate<S>(const NormBonusGateParams&);
 SKEIN_PLAIN_INSTANCES(float)
 SKEIN_PLAIN_INSTANCES(double)
+template void Score<double>(const ScoreParams&);
 #undef SKEIN_PLAIN_INSTANCES
 
 namespace {
@@ -281,7 +281,7 @@ const OpTable& PlainOps() {
       plain::Wkv7Rows,
       plain::OnThisThread<NormBonusGateParams, plain::NormBonusGate<float>>,
       SampleRows,
-      plain::OnThisThread<ScoreParams, plain::Score<float>>,
+      ScoreRows,
   };
   return kTable;
 }

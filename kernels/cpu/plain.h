@@ -29,6 +29,7 @@ template <typename S>
 void Wkv7(const Wkv7Params& p, int64_t begin, int64_t end);
 template <typename S>
 void NormBonusGate(const NormBonusGateParams& p);
+// S = double only: every tier scores with ScoreRows (sampler.h), whose sums are double.
 template <typename S>
 void Score(const ScoreParams& p);
 
