@@ -37,29 +37,37 @@ absl::string_view KindName(PickleKind kind) {
   }
 }
 
-// What an entry that is no tensor means, for the person who has the file.
-absl::Status RefuseEntry(const PickleMachine& machine, absl::string_view name,
-                         const PickleValue& value) {
-  if (name == "_strategy" || name == "_version" || name == "_rescale_layer") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the entry ", Quoted(name),
-                     " says that this file was converted for one strategy of the "
-                     "rwkv package (transposed and rescaled); use the original .pth"));
-  }
-  if (value.kind == PickleKind::kDict) {
-    const bool tensors = std::any_of(value.items.begin(), value.items.end(), [&](PickleId id) {
-      return machine.value(id).kind == PickleKind::kTensor;
-    });
-    if (tensors) {
-      return absl::InvalidArgumentError(absl::StrCat("the weights are nested under ", Quoted(name),
-                                                     "; save that part alone: torch.save("
-                                                     "torch.load(file)[",
-                                                     Quoted(name), "], ...)"));
+bool HoldsTensors(const PickleMachine& machine, const PickleValue& value) {
+  return value.kind == PickleKind::kDict &&
+         std::any_of(value.items.begin(), value.items.end(),
+                     [&](PickleId id) { return machine.value(id).kind == PickleKind::kTensor; });
+}
+
+// What entries that are no tensors mean, for the person who has the file. OK when there are none.
+absl::Status CheckEntries(const PickleMachine& machine, const PickleValue& dict) {
+  absl::Status other;
+  for (size_t i = 0; i < dict.items.size(); i += 2) {
+    const absl::string_view name = machine.value(dict.items[i]).text;
+    const PickleValue& value = machine.value(dict.items[i + 1]);
+    if (value.kind == PickleKind::kTensor) continue;
+    if (name == "_strategy" || name == "_version" || name == "_rescale_layer") {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the entry ", Quoted(name),
+          " says that this file was converted for one strategy of the rwkv package (transposed "
+          "and rescaled); use the original .pth"));
     }
+    if (HoldsTensors(machine, value)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the weights are nested under ", Quoted(name),
+          "; save that part alone: torch.save(torch.load(file)[", Quoted(name), "], ...)"));
+    }
+    if (!other.ok()) continue;
+    other = absl::InvalidArgumentError(
+        absl::StrCat("the entry ", Quoted(name), " of the .pth is ", KindName(value.kind),
+                     ", not a tensor; a checkpoint holds tensors only: "
+                     "torch.save(model.state_dict(), ...)"));
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the entry ", Quoted(name), " of the .pth is ", KindName(value.kind),
-      ", not a tensor; a checkpoint holds tensors only: torch.save(model.state_dict(), ...)"));
+  return other;
 }
 
 std::vector<int64_t> Numbers(const PickleMachine& machine, PickleId tuple) {
@@ -108,9 +116,9 @@ absl::StatusOr<std::vector<PickledTensor>> ReadPickledStateDict(absl::string_vie
       return absl::InvalidArgumentError(
           absl::StrCat("the .pth holds the name ", Quoted(key.text), " twice"));
     }
-    if (value.kind != PickleKind::kTensor) return RefuseEntry(machine, key.text, value);
-    tensors.push_back(Describe(machine, key.text, value));
+    if (value.kind == PickleKind::kTensor) tensors.push_back(Describe(machine, key.text, value));
   }
+  SKEIN_RETURN_IF_ERROR(CheckEntries(machine, dict));
   return tensors;
 }
 

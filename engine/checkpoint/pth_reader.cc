@@ -58,9 +58,19 @@ absl::StatusOr<Archive> Archive::Open(absl::string_view data) {
   return archive;
 }
 
+absl::Status CheckStored(const ZipEntry& entry) {
+  if (!entry.compressed) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat(
+      "the entry ", Quoted(entry.name),
+      " of the .pth is compressed, so its weights cannot be mapped; load the file in PyTorch and "
+      "save it again with torch.save, or unzip it and zip it again with 'zip -0'"));
+}
+
 absl::Status CheckByteOrder(const Archive& archive) {
   const ZipEntry* entry = archive.Find("byteorder");
-  if (entry == nullptr || entry->contents == "little") return absl::OkStatus();
+  if (entry == nullptr) return absl::OkStatus();
+  SKEIN_RETURN_IF_ERROR(CheckStored(*entry));
+  if (entry->contents == "little") return absl::OkStatus();
   if (entry->contents == "big") {
     return absl::UnimplementedError(
         "the .pth was written on a big-endian machine; load it in PyTorch and save it again on a "
@@ -72,6 +82,7 @@ absl::Status CheckByteOrder(const Archive& archive) {
 
 absl::StatusOr<absl::string_view> FindPickle(const Archive& archive) {
   const ZipEntry& entry = *archive.Find("data.pkl");
+  SKEIN_RETURN_IF_ERROR(CheckStored(entry));
   if (entry.contents.size() > kMaxPickleBytes) {
     return absl::InvalidArgumentError("data.pkl of the .pth is larger than that of any model");
   }
@@ -87,7 +98,8 @@ absl::StatusOr<DType> ParseType(const PickledTensor& tensor) {
   if (tensor.storage_type == "BFloat16Storage") return DType::kBF16;
   if (tensor.storage_type == "HalfStorage") return DType::kF16;
   return absl::UnimplementedError(absl::StrCat(
-      "tensor ", Quoted(tensor.name), " has a torch.", Quoted(tensor.storage_type),
+      "tensor ", Quoted(tensor.name), " has a ",
+      Quoted(absl::StrCat("torch.", tensor.storage_type)),
       "; supported are FloatStorage, BFloat16Storage and HalfStorage: convert the tensors first"));
 }
 
@@ -99,6 +111,7 @@ absl::StatusOr<absl::string_view> FindStorage(const Archive& archive, const Pick
                                                    " of tensor ", Quoted(tensor.name),
                                                    " is missing from the .pth"));
   }
+  SKEIN_RETURN_IF_ERROR(CheckStored(*entry));
   uint64_t bytes = 0;
   if (tensor.storage_elements < 0 || !CheckedMul(tensor.storage_elements, SizeOf(dtype), &bytes) ||
       bytes != entry->contents.size()) {

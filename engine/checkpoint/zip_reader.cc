@@ -133,18 +133,12 @@ absl::StatusOr<CentralEntry> ReadCentral(absl::string_view directory, uint64_t* 
   return entry;
 }
 
-absl::Status CheckSupported(const CentralEntry& entry) {
+absl::Status CheckCentral(const CentralEntry& entry) {
   if (entry.flags & zip::kFlagEncrypted) {
     return absl::UnimplementedError(
         absl::StrCat("the entry ", Quoted(entry.name), " of the .pth is encrypted"));
   }
-  if (entry.method != 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        "the entry ", Quoted(entry.name),
-        " of the .pth is compressed, so its weights cannot be mapped; load the file in PyTorch "
-        "and save it again with torch.save, or unzip it and zip it again with 'zip -0'"));
-  }
-  if (entry.packed_size != entry.size) {
+  if (entry.method == 0 && entry.packed_size != entry.size) {
     return Damaged(absl::StrCat("the sizes of the entry ", Quoted(entry.name)));
   }
   if (entry.name.empty() || entry.name.find('\0') != absl::string_view::npos) {
@@ -161,11 +155,11 @@ absl::StatusOr<uint64_t> CheckDescriptor(absl::string_view data, uint64_t at,
     if (signature && !HasSignature(data, at, 4, zip::kDescriptorSignature)) continue;
     const uint64_t crc = at + signature;
     if (InRange(crc, 20, data.size()) && U32(data, crc) == entry.crc32 &&
-        U64(data, crc + 4) == entry.size && U64(data, crc + 12) == entry.size) {
+        U64(data, crc + 4) == entry.packed_size && U64(data, crc + 12) == entry.size) {
       return signature + 20;
     }
     if (InRange(crc, 12, data.size()) && U32(data, crc) == entry.crc32 &&
-        U32(data, crc + 4) == entry.size && U32(data, crc + 8) == entry.size) {
+        U32(data, crc + 4) == entry.packed_size && U32(data, crc + 8) == entry.size) {
       return signature + 12;
     }
   }
@@ -187,10 +181,10 @@ absl::StatusOr<ZipEntry> ReadLocal(absl::string_view data, const CentralEntry& e
       U16(data, at + 8) != entry.method) {
     return damaged();
   }
-  if (!InRange(start, entry.size, data.size())) {
+  if (!InRange(start, entry.packed_size, data.size())) {
     return Damaged(absl::StrCat("the entry ", Quoted(entry.name), " reaches past its end"));
   }
-  *end = start + entry.size;
+  *end = start + entry.packed_size;
   if (entry.flags & zip::kFlagDescriptor) {
     SKEIN_ASSIGN_OR_RETURN(const uint64_t bytes, CheckDescriptor(data, *end, entry));
     *end += bytes;
@@ -200,12 +194,13 @@ absl::StatusOr<ZipEntry> ReadLocal(absl::string_view data, const CentralEntry& e
     local.packed_size = U32(data, at + 18);
     local.size = U32(data, at + 22);
     SKEIN_RETURN_IF_ERROR(ApplyZip64(data.substr(start - extra, extra), &local));
-    if (local.size != entry.size || local.packed_size != entry.size ||
+    if (local.size != entry.size || local.packed_size != entry.packed_size ||
         U32(data, at + 14) != entry.crc32) {
       return damaged();
     }
   }
-  return ZipEntry{entry.name, data.substr(start, entry.size), entry.crc32};
+  return ZipEntry{entry.name, data.substr(start, entry.packed_size), entry.method != 0,
+                  entry.crc32};
 }
 
 }  // namespace
@@ -222,7 +217,7 @@ absl::StatusOr<std::vector<ZipEntry>> ReadZip(absl::string_view data) {
   uint64_t at = 0;
   for (uint64_t i = 0; i < where.entries; ++i) {
     SKEIN_ASSIGN_OR_RETURN(const CentralEntry central, ReadCentral(directory, &at));
-    SKEIN_RETURN_IF_ERROR(CheckSupported(central));
+    SKEIN_RETURN_IF_ERROR(CheckCentral(central));
     if (!names.emplace(central.name).second) {
       return Damaged(absl::StrCat("two entries are called ", Quoted(central.name)));
     }

@@ -1,5 +1,5 @@
 #pragma once
-// The part of zip that PyTorch writes: stored entries, zip64, data descriptors. Everything a local
+// The part of zip that PyTorch writes: entries, zip64, data descriptors. Everything a local
 // header says is checked against the central directory, and entries must not overlap, so that the
 // file means the same to every reader.
 
@@ -15,6 +15,7 @@ namespace skein::engine {
 struct ZipEntry {
   absl::string_view name;      // points into the file
   absl::string_view contents;  // points into the file
+  bool compressed = false;     // then `contents` are not those of the file that was packed
   uint32_t crc32 = 0;          // 0 also where the writer left it out, as PyTorch can be told to do
 };
 
