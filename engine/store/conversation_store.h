@@ -92,6 +92,11 @@ struct Lease {
   bool rebuilt = false;          // base's own snapshot was gone: pending holds whole turns
 };
 
+// What a lease's `pending` must hold. A caller that feeds no token of its own needs one to go on
+// from, even when the base's snapshot has consumed them all (the turn ended with a stop): then an
+// older snapshot is taken.
+enum class Pending { kAny, kAtLeastOne };
+
 class ConversationStore {
  public:
   // `cursor_after` tells the template cursor after a conversation ending with these tokens.
@@ -104,11 +109,15 @@ class ConversationStore {
   // (expected_version is not the head), NOT_FOUND (base_version), RESOURCE_EXHAUSTED.
   absl::StatusOr<Lease> Acquire(absl::string_view id, bool create_if_missing,
                                 std::optional<int64_t> base_version,
-                                std::optional<int64_t> expected_version);
+                                std::optional<int64_t> expected_version,
+                                Pending pending = Pending::kAny);
   // Reads without reserving, for Score.
-  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base_version) const;
+  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base_version,
+                             Pending pending = Pending::kAny) const;
   // Adds a version whose parent is the lease's base, makes it the head, frees the reservation.
-  // Returns its id.
+  // Returns its id. On an error (RESOURCE_EXHAUSTED: token budget) nothing has changed and the
+  // lease must still be released. `snapshot` may be null: the version's state is then rebuilt from
+  // an ancestor's.
   absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
                                  std::vector<int32_t> output,
                                  std::shared_ptr<const StateSnapshot> snapshot,

@@ -1,0 +1,288 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/clock.h"
+#include "engine/engine_loop.h"
+#include "engine/output_shards.h"
+#include "engine/request_queue.h"
+#include "engine/sampling_state.h"
+
+namespace skein::engine {
+namespace {
+
+constexpr char kNothingToGoOnFrom[] =
+    "there is nothing to go on from: the conversation is empty and so is the input (token 0 starts "
+    "a document)";
+
+absl::Status CheckTokens(absl::string_view field, const std::vector<int32_t>& tokens, int32_t V) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < V) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, "[", i, "]: token id ", tokens[i], " is not in [0, ", V, ")"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const EngineOptions& options) {
+  const auto at_least_one = [](absl::string_view name, int64_t value) {
+    return value >= 1 ? absl::OkStatus()
+                      : absl::InvalidArgumentError(
+                            absl::StrCat("engine: ", name, " is ", value, "; at least 1"));
+  };
+  SKEIN_RETURN_IF_ERROR(at_least_one("slots", options.slots));
+  SKEIN_RETURN_IF_ERROR(at_least_one("max_step_tokens", options.max_step_tokens));
+  SKEIN_RETURN_IF_ERROR(at_least_one("max_prefill_chunk", options.max_prefill_chunk));
+  SKEIN_RETURN_IF_ERROR(at_least_one("max_queued", options.max_queued));
+  SKEIN_RETURN_IF_ERROR(at_least_one("max_queued_tokens", options.max_queued_tokens));
+  SKEIN_RETURN_IF_ERROR(at_least_one("output_shards", options.output_shards));
+  return at_least_one("conversations.history", options.conversations.history);
+}
+
+uint64_t DrawSeed() {
+  std::random_device source;
+  return (uint64_t{source()} << 32) | source();
+}
+
+// Which ids the tokenizer knows, as a bit mask for the sampler; empty when it knows all of them.
+std::vector<uint32_t> ValidTokens(const Tokenizer& tokenizer, int32_t V, int64_t* valid) {
+  const int32_t vocab = std::min(V, tokenizer.vocab_size());
+  std::vector<uint32_t> mask((V + 31) / 32, 0);
+  *valid = 0;
+  for (int32_t token = 0; token < vocab; ++token) {
+    if (!tokenizer.IsValid(token)) continue;
+    mask[token / 32] |= uint32_t{1} << (token % 32);
+    ++*valid;
+  }
+  if (*valid == vocab) mask.clear();
+  return mask;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(Model& model, kernels::Device& device, const Tokenizer& tokenizer, uint64_t fingerprint,
+       const EngineOptions& options, EngineObserver* observer, ChatTemplate chat)
+      : model_(model),
+        device_(device),
+        tokenizer_(tokenizer),
+        fingerprint_(fingerprint),
+        options_(options),
+        observer_(observer),
+        valid_mask_(ValidTokens(tokenizer, model.config().V, &valid_tokens_)),
+        store_(options.conversations, fingerprint,
+               [&tokenizer, chat = std::move(chat)](const std::vector<int32_t>& last) {
+                 return chat.CursorAfter(tokenizer.Decode(last));
+               }),
+        queue_(options.max_queued, options.max_queued_tokens),
+        shards_(tokenizer, options.output_shards) {}
+
+  absl::Status Start() {
+    SKEIN_ASSIGN_OR_RETURN(
+        loop_, EngineLoop::Create({model_, device_, tokenizer_, fingerprint_, options_, observer_,
+                                   store_, queue_, shards_}));
+    thread_ = std::thread([this] { loop_->Run(); });
+    return absl::OkStatus();
+  }
+
+  ~Impl() {
+    if (!thread_.joinable()) return;
+    queue_.Stop();
+    thread_.join();
+  }
+
+  absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);
+  absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
+  EngineGauges gauges() const;
+
+  // Constant after construction.
+  Model& model_;
+  kernels::Device& device_;
+  const Tokenizer& tokenizer_;
+  const uint64_t fingerprint_;
+  const EngineOptions options_;
+  EngineObserver* const observer_;
+  int64_t valid_tokens_ = 0;
+  const std::vector<uint32_t> valid_mask_;
+
+  // Own synchronisation.
+  ConversationStore store_;
+  RequestQueue queue_;
+  OutputShards shards_;
+  std::unique_ptr<EngineLoop> loop_;
+  std::thread thread_;
+
+ private:
+  absl::Status Check(const GenerateRequest& request) const;
+  absl::Status Check(const ScoreRequest& request) const;
+  absl::Status Reserve(const std::string& request_id, absl::Time deadline, Sequence* sequence);
+};
+
+absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
+  const int32_t V = model_.config().V;
+  SKEIN_RETURN_IF_ERROR(CheckTokens("input", request.input, V));
+  SKEIN_RETURN_IF_ERROR(CheckTokens("separator", request.separator, V));
+  SKEIN_RETURN_IF_ERROR(CheckSampling(request.sampling, request.stopping, V, valid_tokens_));
+  if (request.top_logprobs < 0 || request.top_logprobs > kernels::kMaxTopLogprobs) {
+    return absl::InvalidArgumentError(absl::StrCat("top_logprobs is ", request.top_logprobs,
+                                                   "; 0 to ", kernels::kMaxTopLogprobs));
+  }
+  if (request.conversation_id.empty() &&
+      (request.base_version.has_value() || request.expected_version.has_value())) {
+    return absl::InvalidArgumentError("base_version and expected_version need a conversation_id");
+  }
+  if (request.conversation_id.empty() && request.input.empty() && request.stopping.max_tokens > 0) {
+    return absl::InvalidArgumentError(kNothingToGoOnFrom);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Check(const ScoreRequest& request) const {
+  const int32_t V = model_.config().V;
+  SKEIN_RETURN_IF_ERROR(CheckTokens("prompt", request.prompt, V));
+  SKEIN_RETURN_IF_ERROR(CheckTokens("separator", request.separator, V));
+  SKEIN_RETURN_IF_ERROR(CheckTokens("continuation", request.continuation, V));
+  if (request.continuation.empty())
+    return absl::InvalidArgumentError("continuation is empty: nothing to score");
+  if (request.conversation_id.empty() && request.base_version.has_value()) {
+    return absl::InvalidArgumentError("base_version needs a conversation_id");
+  }
+  if (request.conversation_id.empty() && request.prompt.empty()) {
+    return absl::InvalidArgumentError(kNothingToGoOnFrom);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Reserve(const std::string& request_id, absl::Time deadline,
+                                   Sequence* sequence) {
+  if (request_id.empty()) return absl::InvalidArgumentError("request_id is empty");
+  sequence->request_id = request_id;
+  sequence->submitted = MonotonicNow();
+  sequence->deadline = MonotonicFromWall(deadline);
+  if (sequence->deadline <= sequence->submitted) {
+    return absl::DeadlineExceededError("the deadline had passed when the request arrived");
+  }
+  SKEIN_ASSIGN_OR_RETURN(sequence->control, queue_.Reserve(request_id, sequence->queued_tokens));
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
+  SKEIN_RETURN_IF_ERROR(Check(request));
+  auto sequence = std::make_unique<Sequence>();
+  sequence->queued_tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
+  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
+  if (!request.conversation_id.empty()) {
+    const bool needs_one = request.input.empty() && request.stopping.max_tokens > 0;
+    absl::StatusOr<Lease> lease =
+        store_.Acquire(request.conversation_id, request.create_if_missing, request.base_version,
+                       request.expected_version, needs_one ? Pending::kAtLeastOne : Pending::kAny);
+    absl::Status status = lease.status();
+    if (lease.ok() && needs_one && lease->pending.empty()) {
+      store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
+      status = absl::InvalidArgumentError(kNothingToGoOnFrom);
+    }
+    if (!status.ok()) {
+      queue_.Abandon(request.request_id, sequence->queued_tokens);
+      return status;
+    }
+    sequence->lease = std::move(*lease);
+  }
+  sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
+                          DrawSeed(), observer_ != nullptr);
+  sequence->stream = shards_.NewStream(std::move(sink));
+  queue_.Push(std::move(sequence));
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink) {
+  SKEIN_RETURN_IF_ERROR(Check(request));
+  auto sequence = std::make_unique<Sequence>();
+  sequence->queued_tokens = static_cast<int64_t>(request.prompt.size() + request.separator.size() +
+                                                 request.continuation.size());
+  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
+  if (!request.conversation_id.empty()) {
+    const bool needs_one = request.prompt.empty();
+    absl::StatusOr<Lease> lease = store_.Peek(request.conversation_id, request.base_version,
+                                              needs_one ? Pending::kAtLeastOne : Pending::kAny);
+    absl::Status status = lease.status();
+    if (lease.ok() && needs_one && lease->pending.empty())
+      status = absl::InvalidArgumentError(kNothingToGoOnFrom);
+    if (!status.ok()) {
+      queue_.Abandon(request.request_id, sequence->queued_tokens);
+      return status;
+    }
+    sequence->lease = std::move(*lease);
+  }
+  sequence->StartScore(std::move(request));
+  sequence->stream = shards_.NewStream(std::move(sink));
+  queue_.Push(std::move(sequence));
+  return absl::OkStatus();
+}
+
+EngineGauges Engine::Impl::gauges() const {
+  const RequestQueue::Counts counts = queue_.counts();
+  EngineGauges gauges;
+  gauges.running = counts.running;
+  gauges.waiting = counts.waiting;
+  gauges.waiting_tokens = counts.waiting_tokens;
+  gauges.slots_used = loop_->slots_used();
+  gauges.slots = options_.slots;
+  gauges.oldest_waiting = loop_->oldest_waiting();
+  gauges.since_heartbeat = loop_->since_heartbeat();
+  gauges.draining = queue_.draining();
+  gauges.store = store_.gauges();
+  return gauges;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, kernels::Device& device,
+                                                       const Tokenizer& tokenizer,
+                                                       uint64_t model_fingerprint,
+                                                       const EngineOptions& options,
+                                                       EngineObserver* observer) {
+  SKEIN_RETURN_IF_ERROR(CheckOptions(options));
+  // Separators only ever come with chat messages, so a model without a template never looks at the
+  // cursor.
+  SKEIN_ASSIGN_OR_RETURN(ChatTemplate chat, ChatTemplate::Create("rwkv", {}));
+  auto impl = std::make_unique<Impl>(model, device, tokenizer, model_fingerprint, options, observer,
+                                     std::move(chat));
+  if (impl->valid_tokens_ == 0)
+    return absl::InvalidArgumentError("the tokenizer knows none of the model's tokens");
+  SKEIN_RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
+  return impl_->Submit(std::move(request), std::move(sink));
+}
+absl::Status Engine::Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink) {
+  return impl_->Submit(std::move(request), std::move(sink));
+}
+bool Engine::Cancel(absl::string_view request_id, bool by_client) {
+  return impl_->queue_.Cancel(request_id,
+                              by_client ? RequestControl::kByClient : RequestControl::kByTransport);
+}
+void Engine::Drain(absl::Time deadline) {
+  impl_->queue_.BeginDrain(MonotonicFromWall(deadline));
+  impl_->queue_.WaitUntilNoneRuns();
+  impl_->shards_.WaitUntilDelivered();
+}
+void Engine::Undrain() { impl_->queue_.EndDrain(); }
+ConversationStore& Engine::conversations() { return impl_->store_; }
+const ModelConfig& Engine::config() const { return impl_->model_.config(); }
+const Tokenizer& Engine::tokenizer() const { return impl_->tokenizer_; }
+EngineGauges Engine::gauges() const { return impl_->gauges(); }
+bool Engine::healthy() const {
+  return impl_->loop_->since_heartbeat() < impl_->options_.stall_limit;
+}
+absl::Duration Engine::RetryDelay() const { return impl_->queue_.RetryDelay(); }
+
+}  // namespace skein::engine

@@ -1,0 +1,214 @@
+// One step of the model: which rows, their tokens, the logits' use, and what each row makes of
+// them.
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+#include "engine/clock.h"
+#include "engine/engine_loop.h"
+
+namespace skein::engine {
+namespace {
+
+constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+// A state held for a stop string this many tokens ago is replaced when a new partial match begins:
+// otherwise the next turn would have to feed all of them again.
+constexpr int64_t kHeldTooOld = 32;
+
+absl::Status NonFinite(int64_t position) {
+  return base::MakeStatus(
+      absl::StatusCode::kInternal, "NON_FINITE_LOGITS",
+      absl::StrCat("the model's logits for this request are not finite at token ", position));
+}
+
+}  // namespace
+
+void EngineLoop::RunStep() {
+  demands_.clear();
+  for (const SequencePtr& sequence : running_) demands_.push_back(sequence->Demand());
+  scheduler_.Plan(demands_, &shares_);
+  if (shares_.empty()) return;
+  const absl::Time began = MonotonicNow();
+  BuildBatch();
+  SampleAndScore(p_.model.Step({tokens_, offsets_, slots_, logits_of_}, pool_->base(), *stream_));
+  stream_->Synchronize();
+  const absl::Time ended = MonotonicNow();
+  scheduler_.Learn(decode_rows_, prefill_tokens_, ended - began);
+  const int32_t generated = static_cast<int32_t>(samples_.size());
+  TakeResults(ended);
+  std::erase_if(running_, [](const SequencePtr& s) { return s->done; });
+  Report(began, ended, generated);
+}
+
+void EngineLoop::BuildBatch() {
+  // Sampling and scoring each want their logits side by side.
+  std::partition(shares_.begin(), shares_.end(),
+                 [&](const StepShare& s) { return !running_[s.row]->score; });
+  tokens_.clear();
+  offsets_.assign(1, 0);
+  slots_.clear();
+  logits_of_.clear();
+  targets_.clear();
+  sample_rows_.clear();
+  decode_rows_ = prefill_rows_ = prefill_tokens_ = 0;
+  for (const StepShare& share : shares_) AddToBatch(share);
+}
+
+void EngineLoop::AddToBatch(const StepShare& share) {
+  const Sequence& sequence = *running_[share.row];
+  if (share.tokens == 1 && !sequence.prefilling()) {
+    ++decode_rows_;
+  } else {
+    ++prefill_rows_;
+    prefill_tokens_ += share.tokens;
+  }
+  sequence.AppendNext(share.tokens, &tokens_);
+  const int32_t end = static_cast<int32_t>(tokens_.size());
+  offsets_.push_back(end);
+  slots_.push_back(sequence.slot);
+  const int32_t wanted = sequence.WantedLogits(share.tokens);
+  for (int32_t i = end - wanted; i < end; ++i) logits_of_.push_back(i);
+  if (sequence.score) {
+    const int64_t first = sequence.FirstScored();
+    for (int32_t i = 0; i < wanted; ++i) targets_.push_back(sequence.continuation[first + i]);
+  } else if (wanted == 1) {
+    sequence.sampling.Fill(&sample_rows_.emplace_back());
+  }
+}
+
+void EngineLoop::SampleAndScore(const float* logits) {
+  const int32_t V = p_.model.config().V;
+  samples_.resize(sample_rows_.size());
+  if (!sample_rows_.empty()) {
+    kernels::SampleParams sample;
+    sample.logits = logits;
+    sample.n = static_cast<int32_t>(sample_rows_.size());
+    sample.V = V;
+    sample.vocab = std::min(V, p_.tokenizer.vocab_size());
+    sample.rows = sample_rows_.data();
+    sample.results = samples_.data();
+    sample.scratch = scratch_.as<float>();
+    p_.device.ops().sample(sample, *stream_);
+  }
+  logprobs_.resize(targets_.size());
+  greedy_.resize(targets_.size());
+  if (targets_.empty()) return;
+  kernels::ScoreParams score;
+  score.logits = logits + sample_rows_.size() * V;
+  score.n = static_cast<int32_t>(targets_.size());
+  score.V = V;
+  score.target = targets_.data();
+  score.logprob = logprobs_.data();
+  score.greedy = greedy_.data();
+  p_.device.ops().score(score, *stream_);
+}
+
+void EngineLoop::TakeResults(absl::Time now) {
+  size_t sampled = 0, scored = 0;
+  for (const StepShare& share : shares_) {
+    Sequence* sequence = running_[share.row].get();
+    const int32_t wanted = sequence->WantedLogits(share.tokens);
+    const int64_t first = sequence->score ? sequence->FirstScored() : 0;
+    sequence->consumed += share.tokens;
+    if (sequence->prefilled == absl::InfinitePast()) AfterPrefill(sequence, now);
+    if (sequence->done) continue;
+    if (sequence->score) {
+      TakeScores(sequence, first, wanted, scored);
+      scored += wanted;
+    } else if (wanted == 1) {
+      TakeSample(sequence, samples_[sampled++], now);
+    }
+  }
+}
+
+void EngineLoop::AfterPrefill(Sequence* sequence, absl::Time now) {
+  const int64_t total = sequence->prefill_target();
+  const bool complete = sequence->consumed >= total;
+  const bool long_prompt = !complete || sequence->last_progress != absl::InfinitePast();
+  if (!sequence->score && long_prompt &&
+      (complete || now - sequence->last_progress >= kProgressInterval)) {
+    sequence->last_progress = now;
+    p_.shards.Post(sequence->stream, ProgressEvent{sequence->consumed, total});
+  }
+  if (!complete) return;
+  sequence->prefilled = sequence->last_token = now;
+  if (!sequence->score && sequence->stopping.max_tokens == 0)
+    EndRow(sequence, End::kLength, absl::OkStatus());
+}
+
+void EngineLoop::TakeSample(Sequence* sequence, const kernels::SampleResult& result,
+                            absl::Time now) {
+  if (result.token < 0) {
+    EndRow(sequence, End::kError, NonFinite(sequence->base_consumed + sequence->consumed));
+    return;
+  }
+  const std::optional<End> end = sequence->Accept(result, now, p_.tokenizer, &released_);
+  for (TokenEvent& token : released_) p_.shards.Post(sequence->stream, std::move(token));
+  released_.clear();
+  if (end.has_value()) {
+    EndRow(sequence, *end, absl::OkStatus());
+  } else if (sequence->hold_back.has_value()) {
+    KeepHeldState(sequence);
+  }
+}
+
+void EngineLoop::TakeScores(Sequence* sequence, int64_t first, int32_t n, size_t at) {
+  ScoreEvent event;
+  for (int32_t i = 0; i < n; ++i) {
+    if (!std::isfinite(logprobs_[at + i])) {
+      EndRow(sequence, End::kError,
+             NonFinite(sequence->base_consumed + sequence->pending_size + first + i));
+      return;
+    }
+    event.logprobs.push_back(logprobs_[at + i]);
+    event.greedy.push_back(greedy_[at + i]);
+  }
+  if (n > 0) p_.shards.Post(sequence->stream, std::move(event));
+  if (sequence->consumed == sequence->prompt_size) EndRow(sequence, End::kStop, absl::OkStatus());
+}
+
+void EngineLoop::EndRow(Sequence* sequence, End end, const absl::Status& error) {
+  sequence->done = true;
+  Finish(sequence, end, error);
+}
+
+// While tokens are held back, the state from before the first of them is kept: it is put back when
+// they turn out to be a stop string.
+void EngineLoop::KeepHeldState(Sequence* sequence) {
+  if (sequence->hold_back->held() == 0) {
+    if (sequence->held_consumed < 0) return;
+    sequence->held_consumed = -1;
+    spare_states_.push_back(std::move(sequence->held_state));
+    sequence->held_state = {};
+    return;
+  }
+  const bool have = sequence->held_consumed >= 0;
+  const bool too_old = have && sequence->consumed - sequence->held_consumed > kHeldTooOld;
+  if (have && !(too_old && sequence->hold_back->begins_in_newest())) return;
+  if (!have && !spare_states_.empty()) {
+    sequence->held_state = std::move(spare_states_.back());
+    spare_states_.pop_back();
+  }
+  sequence->held_state.resize(pool_->state_floats());
+  pool_->CopyOut(sequence->slot, sequence->held_state, *stream_);
+  stream_->Synchronize();
+  sequence->held_consumed = sequence->consumed;
+}
+
+void EngineLoop::Report(absl::Time began, absl::Time ended, int32_t generated) {
+  StepReport report;
+  report.decode_rows = decode_rows_;
+  report.prefill_rows = prefill_rows_;
+  report.tokens = static_cast<int32_t>(tokens_.size());
+  report.prefill_tokens = prefill_tokens_;
+  report.generated_tokens = generated;
+  report.duration = ended - began;
+  if (!slept_ && last_step_ended_ != absl::InfinitePast()) report.gap = began - last_step_ended_;
+  last_step_ended_ = ended;
+  if (p_.observer != nullptr) p_.observer->OnStep(report);
+}
+
+}  // namespace skein::engine

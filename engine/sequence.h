@@ -1,0 +1,123 @@
+#pragma once
+// One request inside the engine: its tokens, how far its state has come, and what ends it. Holds no
+// device memory and calls none; the engine loop moves states. Made by the submitting thread, then
+// used by the engine thread alone.
+
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "engine/hold_back.h"
+#include "engine/output_shards.h"
+#include "engine/request.h"
+#include "engine/sampling_state.h"
+#include "engine/scheduler.h"
+#include "engine/store/conversation_store.h"
+#include "engine/tokenizer.h"
+
+namespace skein::engine {
+
+// Set by any thread, polled by the engine thread at token boundaries. Owned by the registry of
+// running requests and by the sequence.
+struct RequestControl {
+  enum Cancel : int { kNone, kByClient, kByTransport };
+  std::atomic<int> cancel{kNone};
+};
+
+enum class End { kStop, kLength, kTime, kCancelled, kDrained, kDisconnected, kDeadline, kError };
+
+// "stop", "length", "time", "cancelled", "drained", or "error" for the ends that are a status to
+// the client.
+const char* FinishReasonName(End end);
+bool Commits(End end, CommitMode mode);
+
+struct Sequence;
+// "none", "host" or "tokens", as in StartedEvent.
+const char* RestoredFrom(const Sequence& sequence);
+
+struct Sequence {
+  // ---- constant once made
+  std::string request_id;
+  std::shared_ptr<RequestControl> control;
+  std::shared_ptr<OutputStream> stream;
+  std::optional<Lease> lease;  // none: stateless. A score's lease reserves nothing
+  bool score = false;
+  CommitMode commit = CommitMode::kNever;
+  StoppingOptions stopping;
+  std::vector<int32_t> continuation;  // of a score
+  int64_t queued_tokens = 0;          // what it counts for in the queue's limit
+  absl::Time submitted;               // monotonic, as all times here
+  absl::Time deadline;
+  int64_t pending_size = 0;   // tokens[0, pending_size) were in the conversation before
+  int64_t prompt_size = 0;    // tokens[0, prompt_size) are not output
+  int64_t base_consumed = 0;  // tokens of the conversation before tokens[0]; the state starts there
+
+  // ---- engine thread
+  std::vector<int32_t>
+      tokens;  // those the starting state has not consumed, then the input, then the output
+  int64_t consumed = 0;                                     // of `tokens`, by the state in the slot
+  int64_t unchanged = std::numeric_limits<int64_t>::max();  // tokens[0, unchanged) are what was
+                                                            // fed, the rest is not
+  SamplingState sampling;
+  std::optional<HoldBack> hold_back;  // when there are stop strings
+  std::string stop_match;
+  std::optional<int32_t> stop_token;
+
+  int32_t slot = -1;
+  std::vector<float> parked;      // the state while it has no slot; empty before admission
+  std::vector<float> held_state;  // the state before the held tokens, while hold_back holds any
+  int64_t held_consumed = -1;     // what it has consumed; -1: there is none
+  bool paused = false;
+  absl::Time paused_since;
+
+  absl::Time admitted = absl::InfinitePast(), prefilled = absl::InfinitePast();
+  absl::Time first_token = absl::InfinitePast(), last_token = absl::InfinitePast();
+  absl::Time last_position = absl::InfinitePast();  // of the latest Queued
+  absl::Time last_progress = absl::InfinitePast();
+  absl::Duration restore;
+  std::vector<absl::Duration> inter_token;  // only when someone observes
+  int64_t sampled = 0;                      // tokens, also those that a stop string took away again
+  bool done = false;
+
+  // Fill in what follows from the request and the lease (set before). `seed` is used when the
+  // request has none.
+  void StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed,
+                     bool observed);
+  void StartScore(ScoreRequest request);
+
+  int64_t output_size() const { return static_cast<int64_t>(tokens.size()) - prompt_size; }
+  bool prefilling() const { return consumed < prompt_size && output_size() == 0; }
+  // Tokens to consume before the first output, or at all when there is none. With max_tokens 0 the
+  // last token stays pending, so that the next turn has something to go on from.
+  int64_t prefill_target() const;
+  // When max_time or the deadline ends it.
+  absl::Time ends_by() const;
+
+  RowDemand Demand() const;
+  // Appends the next n tokens to consume.
+  void AppendNext(int32_t n, std::vector<int32_t>* out) const;
+  // How many of the next n tokens' logits are wanted; they are the last ones.
+  int32_t WantedLogits(int32_t n) const;
+  // The continuation token that the first of them predicts.
+  int64_t FirstScored() const;
+
+  // Takes a sampled token; what is final now goes to *released. Says whether, and how, the request
+  // ends.
+  std::optional<End> Accept(const kernels::SampleResult& result, absl::Time now,
+                            const Tokenizer& tokenizer, std::vector<TokenEvent>* released);
+  // Removes the tokens that are still held back; they were never shown.
+  void DropHeld();
+
+ private:
+  void StartFromLease(const std::vector<int32_t>& separator, const std::vector<int32_t>& input,
+                      size_t reserve);
+  End CutAt(const HoldBack::Match& match, const Tokenizer& tokenizer,
+            std::vector<TokenEvent>* released);
+};
+
+}  // namespace skein::engine

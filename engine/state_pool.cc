@@ -1,0 +1,66 @@
+#include "engine/state_pool.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+
+namespace skein::engine {
+
+absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(kernels::Device& device, int32_t slots,
+                                                             int64_t state_floats) {
+  if (slots < 1)
+    return absl::InvalidArgumentError(absl::StrCat("slots is ", slots, "; at least 1"));
+  const size_t bytes =
+      static_cast<size_t>(slots) * static_cast<size_t>(state_floats) * sizeof(float);
+  kernels::Buffer buffer(device, bytes);
+  if (!buffer) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no device memory for ", slots, " state slots of ", state_floats * 4,
+                     " bytes (", bytes, " bytes in all); lower the number of slots"));
+  }
+  return std::unique_ptr<StatePool>(new StatePool(device, std::move(buffer), slots, state_floats));
+}
+
+StatePool::StatePool(kernels::Device& device, kernels::Buffer buffer, int32_t slots,
+                     int64_t state_floats)
+    : device_(device),
+      buffer_(std::move(buffer)),
+      slots_(slots),
+      state_floats_(state_floats),
+      taken_(slots, false) {
+  free_.reserve(slots);
+  for (int32_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
+}
+
+int32_t StatePool::Acquire() {
+  if (free_.empty()) return -1;
+  const int32_t slot = free_.back();
+  free_.pop_back();
+  taken_[slot] = true;
+  return slot;
+}
+
+void StatePool::Release(int32_t slot) {
+  SKEIN_CHECK(slot >= 0 && slot < slots_ && taken_[slot]);
+  taken_[slot] = false;
+  free_.push_back(slot);
+}
+
+void StatePool::Zero(int32_t slot, kernels::Stream& stream) {
+  SKEIN_CHECK(taken_[slot]);
+  device_.Zero(At(slot), bytes(), stream);
+}
+
+void StatePool::CopyIn(int32_t slot, std::span<const float> state, kernels::Stream& stream) {
+  SKEIN_CHECK(taken_[slot] && static_cast<int64_t>(state.size()) == state_floats_);
+  device_.CopyToDevice(At(slot), state.data(), bytes(), stream);
+}
+
+void StatePool::CopyOut(int32_t slot, std::span<float> state, kernels::Stream& stream) const {
+  SKEIN_CHECK(taken_[slot] && static_cast<int64_t>(state.size()) == state_floats_);
+  device_.CopyToHost(state.data(), At(slot), bytes(), stream);
+}
+
+}  // namespace skein::engine

@@ -1,0 +1,48 @@
+#pragma once
+// Device slots, one recurrent state each: [slot][state_floats]. Rows are never moved. Engine thread
+// only.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+
+namespace skein::engine {
+
+class StatePool {
+ public:
+  // RESOURCE_EXHAUSTED when the device has no memory for it; says how many bytes were asked for.
+  static absl::StatusOr<std::unique_ptr<StatePool>> Create(kernels::Device& device, int32_t slots,
+                                                           int64_t state_floats);
+
+  // A free slot, its contents undefined; -1 when all are taken.
+  int32_t Acquire();
+  void Release(int32_t slot);
+
+  // Ordered on `stream`; host memory must stay alive until then. Spans have state_floats() floats.
+  void Zero(int32_t slot, kernels::Stream& stream);
+  void CopyIn(int32_t slot, std::span<const float> state, kernels::Stream& stream);
+  void CopyOut(int32_t slot, std::span<float> state, kernels::Stream& stream) const;
+
+  float* base() const { return buffer_.as<float>(); }
+  int64_t state_floats() const { return state_floats_; }
+  int32_t slots() const { return slots_; }
+  int32_t used() const { return slots_ - static_cast<int32_t>(free_.size()); }
+
+ private:
+  StatePool(kernels::Device& device, kernels::Buffer buffer, int32_t slots, int64_t state_floats);
+  float* At(int32_t slot) const { return base() + int64_t{slot} * state_floats_; }
+  size_t bytes() const { return static_cast<size_t>(state_floats_) * sizeof(float); }
+
+  kernels::Device& device_;
+  const kernels::Buffer buffer_;
+  const int32_t slots_;
+  const int64_t state_floats_;
+  std::vector<int32_t> free_;  // the last one is handed out first
+  std::vector<bool> taken_;
+};
+
+}  // namespace skein::engine

@@ -1,0 +1,29 @@
+#include "engine/store/conversation.h"
+
+#include <algorithm>
+
+namespace skein::engine {
+
+std::vector<int32_t> Conversation::Tokens(int64_t version, int64_t from) const {
+  int64_t end = TokensAt(version);
+  std::vector<int32_t> tokens(end - from);
+  while (end > from) {
+    const Version& v = versions.at(version);
+    const int64_t begin = v.tokens - v.turn->tokens();
+    for (int64_t i = std::max(begin, from); i < end; ++i) tokens[i - from] = v.turn->at(i - begin);
+    end = begin;
+    version = v.parent;
+  }
+  return tokens;
+}
+
+SnapshotCache::CellRef Conversation::NearestState(int64_t version, int64_t limit) const {
+  while (version != 0) {
+    const Version& v = versions.at(version);
+    if (v.has_state() && v.cell->snapshot->consumed <= limit) return v.cell;
+    version = v.parent;
+  }
+  return nullptr;
+}
+
+}  // namespace skein::engine

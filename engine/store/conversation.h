@@ -1,0 +1,58 @@
+#pragma once
+// One conversation as the store keeps it: the tree of its versions. Not thread-safe: the store's
+// mutex covers it.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "engine/store/conversation_store.h"
+#include "engine/store/snapshot_cache.h"
+
+namespace skein::engine {
+
+// The tokens of one committed turn; immutable, shared by the conversations that were forked after
+// it.
+struct Turn {
+  std::vector<int32_t> input;
+  std::vector<int32_t> output;
+  std::string finish_reason;
+  absl::Time time;
+
+  int64_t tokens() const { return static_cast<int64_t>(input.size() + output.size()); }
+  int64_t bytes() const { return tokens() * static_cast<int64_t>(sizeof(int32_t)) + 128; }
+  int32_t at(int64_t i) const {
+    const int64_t n = static_cast<int64_t>(input.size());
+    return i < n ? input[i] : output[i - n];
+  }
+};
+
+struct Version {
+  int64_t parent = 0;
+  int64_t tokens = 0;  // of the whole conversation up to here
+  std::shared_ptr<const Turn> turn;
+  SnapshotCache::CellRef cell;  // null: never had a state of its own, or dropped by `history`
+
+  bool has_state() const { return cell != nullptr && cell->snapshot != nullptr; }
+};
+
+struct Conversation {
+  std::map<int64_t, Version> versions;
+  int64_t head = 0;
+  int64_t next_version = 1;
+  bool busy = false;
+  absl::Time created, used;
+  std::string last_request_id, last_end;
+
+  int64_t TokensAt(int64_t version) const { return version == 0 ? 0 : versions.at(version).tokens; }
+  // The conversation's tokens [from, end) at a version, from <= end.
+  std::vector<int32_t> Tokens(int64_t version, int64_t from) const;
+  // The cell of the nearest version, at or before this one, with a snapshot that has consumed at
+  // most `limit` tokens; null when there is none.
+  SnapshotCache::CellRef NearestState(int64_t version, int64_t limit) const;
+};
+
+}  // namespace skein::engine

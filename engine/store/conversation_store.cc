@@ -1,0 +1,496 @@
+#include "engine/store/conversation_store.h"
+
+#include <algorithm>
+#include <iterator>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "engine/base/check.h"
+#include "engine/base/status.h"
+#include "engine/store/conversation.h"
+#include "engine/store/snapshot_cache.h"
+
+namespace skein::engine {
+namespace {
+
+using base::MakeStatus;
+using Garbage = SnapshotCache::Garbage;
+
+// What a version and a conversation cost beside their tokens; without it empty ones would be free
+// and unbounded.
+constexpr int64_t kVersionBytes = 128;
+constexpr int64_t kConversationBytes = 512;
+constexpr int64_t kCursorTokens = 16;  // enough to see the separator at the end of a conversation
+
+absl::Status NoSuchConversation(absl::string_view id) {
+  return MakeStatus(absl::StatusCode::kNotFound, "CONVERSATION_NOT_FOUND",
+                    absl::StrCat("no conversation '", id, "'"));
+}
+
+absl::Status NoSuchVersion(absl::string_view id, int64_t version) {
+  return MakeStatus(absl::StatusCode::kNotFound, "VERSION_NOT_FOUND",
+                    absl::StrCat("conversation '", id, "' has no version ", version));
+}
+
+absl::Status Busy(absl::string_view id) {
+  return MakeStatus(absl::StatusCode::kAborted, "CONVERSATION_BUSY",
+                    absl::StrCat("conversation '", id, "' is in use by another request"));
+}
+
+std::string RandomId() {
+  std::random_device source;
+  const auto word = [&] { return (uint64_t{source()} << 32) | source(); };
+  return absl::StrFormat("%016x%016x", word(), word());
+}
+
+}  // namespace
+
+class ConversationStore::Impl {
+ public:
+  Impl(ConversationStoreOptions options, uint64_t model_fingerprint,
+       std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after)
+      : options_(options),
+        model_fingerprint_(model_fingerprint),
+        cursor_after_(std::move(cursor_after)),
+        cache_(options.budget_bytes) {}
+
+  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create, std::optional<int64_t> base,
+                                std::optional<int64_t> expected, Pending pending);
+  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base, Pending pending);
+  absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
+                                 std::vector<int32_t> output,
+                                 std::shared_ptr<const StateSnapshot> snapshot,
+                                 absl::string_view finish_reason, absl::string_view request_id);
+  void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
+  absl::StatusOr<ConversationInfo> Create(absl::string_view id);
+  absl::StatusOr<ConversationInfo> Get(absl::string_view id) const;
+  absl::StatusOr<std::vector<VersionInfo>> History(absl::string_view id) const;
+  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after,
+                                     int32_t limit) const;
+  absl::Status Delete(absl::string_view id);
+  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id,
+                                                     std::optional<int64_t> version, int32_t n,
+                                                     const std::vector<std::string>& ids);
+  absl::StatusOr<ConversationInfo> Rewind(absl::string_view id, int64_t version);
+  ConversationStoreGauges gauges() const;
+
+ private:
+  using Map = std::map<std::string, Conversation, std::less<>>;
+  using Entry = Map::value_type;
+
+  Map::iterator Find(absl::string_view id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return conversations_.find(std::string(id));
+  }
+  absl::Status RoomFor(int64_t conversations, int64_t bytes) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Entry& Insert(std::string id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Remove(Map::iterator it, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<int64_t> Base(const Entry& entry, std::optional<int64_t> version) const;
+  Lease MakeLease(const Entry& entry, int64_t base, Pending pending)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void KeepNewestStates(Conversation* conversation, Garbage* garbage)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<std::vector<std::string>> ForkIds(int32_t n,
+                                                   const std::vector<std::string>& ids) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CopyUpTo(const Conversation& from, int64_t version, Conversation* to)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static ConversationInfo Describe(const Entry& entry);
+
+  // Constant after construction.
+  const ConversationStoreOptions options_;
+  const uint64_t model_fingerprint_;
+  const std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after_;
+
+  mutable std::mutex mu_;
+  Map conversations_ ABSL_GUARDED_BY(mu_);
+  SnapshotCache cache_ ABSL_GUARDED_BY(mu_);
+  int64_t token_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t hits_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t misses_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// ---- reading and reserving
+
+absl::Status ConversationStore::Impl::RoomFor(int64_t conversations, int64_t bytes) const {
+  if (static_cast<int64_t>(conversations_.size()) + conversations > options_.max_conversations) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "CONVERSATION_LIMIT",
+                      absl::StrCat("the server keeps at most ", options_.max_conversations,
+                                   " conversations; delete some first"));
+  }
+  if (token_bytes_ + bytes > options_.token_budget_bytes) {
+    return MakeStatus(
+        absl::StatusCode::kResourceExhausted, "CONVERSATION_MEMORY",
+        absl::StrCat("the memory for conversation tokens (", options_.token_budget_bytes,
+                     " bytes) is full; delete some conversations first"));
+  }
+  return absl::OkStatus();
+}
+
+ConversationStore::Impl::Entry& ConversationStore::Impl::Insert(std::string id) {
+  Entry& entry = *conversations_.try_emplace(std::move(id)).first;
+  entry.second.created = entry.second.used = absl::Now();
+  token_bytes_ += kConversationBytes;
+  return entry;
+}
+
+absl::StatusOr<int64_t> ConversationStore::Impl::Base(const Entry& entry,
+                                                      std::optional<int64_t> version) const {
+  const int64_t base = version.value_or(entry.second.head);
+  if (base != 0 && !entry.second.versions.contains(base)) return NoSuchVersion(entry.first, base);
+  return base;
+}
+
+Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base, Pending pending) {
+  const Conversation& conversation = entry.second;
+  Lease lease;
+  lease.conversation_id = entry.first;
+  lease.base_version = base;
+  lease.tokens = conversation.TokensAt(base);
+  if (base == 0) return lease;
+  const int64_t limit = pending == Pending::kAtLeastOne ? lease.tokens - 1 : lease.tokens;
+  const SnapshotCache::CellRef cell = conversation.NearestState(base, limit);
+  if (cell != nullptr) {
+    cache_.Touch(cell);
+    lease.snapshot = cell->snapshot;
+  }
+  lease.rebuilt = cell == nullptr || cell != conversation.versions.at(base).cell;
+  ++(lease.rebuilt ? misses_ : hits_);
+  lease.pending = conversation.Tokens(base, cell == nullptr ? 0 : cell->snapshot->consumed);
+  if (lease.tokens > 0) {
+    const int64_t from = std::max<int64_t>(0, lease.tokens - kCursorTokens);
+    lease.cursor = cursor_after_(conversation.Tokens(base, from));
+  }
+  return lease;
+}
+
+absl::StatusOr<Lease> ConversationStore::Impl::Acquire(absl::string_view id, bool create,
+                                                       std::optional<int64_t> base,
+                                                       std::optional<int64_t> expected,
+                                                       Pending pending) {
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(id);
+  const bool exists = it != conversations_.end();
+  if (!exists && !create) return NoSuchConversation(id);
+  if (exists && it->second.busy) return Busy(id);
+  const int64_t head = exists ? it->second.head : 0;
+  if (expected.has_value() && *expected != head) {
+    return MakeStatus(
+        absl::StatusCode::kFailedPrecondition, "VERSION_MISMATCH",
+        absl::StrCat("the head of conversation '", id, "' is version ", head, ", not ", *expected));
+  }
+  if (!exists && base.value_or(0) != 0) return NoSuchVersion(id, *base);
+  SKEIN_RETURN_IF_ERROR(RoomFor(exists ? 0 : 1, kVersionBytes + (exists ? 0 : kConversationBytes)));
+  Entry& entry = exists ? *it : Insert(std::string(id));
+  const absl::StatusOr<int64_t> from = Base(entry, base);
+  if (!from.ok()) return from.status();
+  entry.second.busy = true;
+  entry.second.used = absl::Now();
+  Lease lease = MakeLease(entry, *from, pending);
+  lease.created = !exists;
+  return lease;
+}
+
+absl::StatusOr<Lease> ConversationStore::Impl::Peek(absl::string_view id,
+                                                    std::optional<int64_t> base, Pending pending) {
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(id);
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  const absl::StatusOr<int64_t> from = Base(*it, base);
+  if (!from.ok()) return from.status();
+  it->second.used = absl::Now();
+  return MakeLease(*it, *from, pending);
+}
+
+// ---- ending a reservation
+
+absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
+    const Lease& lease, std::vector<int32_t> input, std::vector<int32_t> output,
+    std::shared_ptr<const StateSnapshot> snapshot, absl::string_view finish_reason,
+    absl::string_view request_id) {
+  Garbage garbage;  // freed after the lock
+  auto turn = std::make_shared<Turn>();
+  turn->input = std::move(input);
+  turn->output = std::move(output);
+  turn->finish_reason = std::string(finish_reason);
+  turn->time = absl::Now();
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(lease.conversation_id);
+  SKEIN_CHECK(it != conversations_.end() && it->second.busy);
+  Conversation& conversation = it->second;
+  SKEIN_RETURN_IF_ERROR(RoomFor(0, kVersionBytes + turn->bytes()));
+  token_bytes_ += kVersionBytes + turn->bytes();
+
+  Version version;
+  version.parent = lease.base_version;
+  version.tokens = lease.tokens + turn->tokens();
+  version.turn = std::move(turn);
+  if (snapshot != nullptr) {
+    SKEIN_CHECK(snapshot->consumed <= version.tokens &&
+                snapshot->model_fingerprint == model_fingerprint_);
+    version.cell = cache_.Add(std::move(snapshot), &garbage);
+  }
+  const int64_t id = conversation.next_version++;
+  conversation.versions.emplace(id, std::move(version));
+  conversation.head = id;
+  conversation.busy = false;
+  conversation.used = absl::Now();
+  conversation.last_request_id = std::string(request_id);
+  conversation.last_end = std::string(finish_reason);
+  KeepNewestStates(&conversation, &garbage);
+  return id;
+}
+
+void ConversationStore::Impl::KeepNewestStates(Conversation* conversation, Garbage* garbage) {
+  int32_t kept = 0;
+  for (auto it = conversation->versions.rbegin(); it != conversation->versions.rend(); ++it) {
+    if (it->second.cell == nullptr) continue;
+    if (it->second.has_state() && ++kept <= options_.history) continue;
+    cache_.Drop(it->second.cell, garbage);
+    it->second.cell = nullptr;
+  }
+}
+
+void ConversationStore::Impl::Release(const Lease& lease, absl::string_view request_id,
+                                      absl::string_view end) {
+  Garbage garbage;
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(lease.conversation_id);
+  SKEIN_CHECK(it != conversations_.end() && it->second.busy);
+  it->second.busy = false;
+  it->second.last_request_id = std::string(request_id);
+  it->second.last_end = std::string(end);
+  if (lease.created) Remove(it, &garbage);
+}
+
+void ConversationStore::Impl::Remove(Map::iterator it, Garbage* garbage) {
+  for (auto& [id, version] : it->second.versions) {
+    if (version.cell != nullptr) cache_.Drop(version.cell, garbage);
+    token_bytes_ -= kVersionBytes;
+    if (version.turn.use_count() == 1) token_bytes_ -= version.turn->bytes();
+    version.turn = nullptr;
+  }
+  token_bytes_ -= kConversationBytes;
+  conversations_.erase(it);
+}
+
+// ---- managing
+
+ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
+  const Conversation& conversation = entry.second;
+  ConversationInfo info;
+  info.id = entry.first;
+  info.head = conversation.head;
+  info.tokens = conversation.TokensAt(conversation.head);
+  for (const auto& [id, version] : conversation.versions) {
+    if (version.has_state()) info.state_bytes += version.cell->snapshot->bytes();
+  }
+  info.busy = conversation.busy;
+  info.created = conversation.created;
+  info.used = conversation.used;
+  info.last_request_id = conversation.last_request_id;
+  info.last_end = conversation.last_end;
+  return info;
+}
+
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(absl::string_view id) {
+  std::lock_guard<std::mutex> lock(mu_);
+  if (!id.empty() && Find(id) != conversations_.end()) {
+    return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
+                      absl::StrCat("conversation '", id, "' exists already"));
+  }
+  SKEIN_RETURN_IF_ERROR(RoomFor(1, kConversationBytes));
+  return Describe(Insert(id.empty() ? RandomId() : std::string(id)));
+}
+
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(absl::string_view id) const {
+  std::lock_guard<std::mutex> lock(mu_);
+  const auto it = conversations_.find(std::string(id));
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  return Describe(*it);
+}
+
+absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
+    absl::string_view id) const {
+  std::lock_guard<std::mutex> lock(mu_);
+  const auto it = conversations_.find(std::string(id));
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  std::vector<VersionInfo> history;
+  history.reserve(it->second.versions.size());
+  for (const auto& [number, version] : it->second.versions) {
+    history.push_back({number, version.parent, version.turn->input, version.turn->output,
+                       version.turn->finish_reason, version.turn->time, version.tokens,
+                       version.has_state()});
+  }
+  return history;
+}
+
+std::vector<ConversationInfo> ConversationStore::Impl::List(absl::string_view prefix,
+                                                            absl::string_view after,
+                                                            int32_t limit) const {
+  std::lock_guard<std::mutex> lock(mu_);
+  std::vector<ConversationInfo> found;
+  auto it = conversations_.lower_bound(std::string(prefix));
+  if (!after.empty() && after >= prefix) it = conversations_.upper_bound(std::string(after));
+  for (; it != conversations_.end() && static_cast<int32_t>(found.size()) < limit; ++it) {
+    if (!absl::StartsWith(it->first, prefix)) break;
+    found.push_back(Describe(*it));
+  }
+  return found;
+}
+
+absl::Status ConversationStore::Impl::Delete(absl::string_view id) {
+  Garbage garbage;
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(id);
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  if (it->second.busy) return Busy(id);
+  Remove(it, &garbage);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ConversationStore::Impl::ForkIds(
+    int32_t n, const std::vector<std::string>& ids) const {
+  if (n < 1)
+    return absl::InvalidArgumentError(absl::StrCat("a fork makes at least 1 copy, not ", n));
+  if (!ids.empty() && static_cast<int64_t>(ids.size()) != n) {
+    return absl::InvalidArgumentError(absl::StrCat("got ", ids.size(), " ids for ", n, " copies"));
+  }
+  std::vector<std::string> names;
+  for (int32_t i = 0; i < n; ++i) {
+    std::string name = ids.empty() || ids[i].empty() ? RandomId() : ids[i];
+    if (conversations_.contains(name) ||
+        std::find(names.begin(), names.end(), name) != names.end()) {
+      return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
+                        absl::StrCat("conversation '", name, "' exists already"));
+    }
+    names.push_back(std::move(name));
+  }
+  return names;
+}
+
+void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version,
+                                       Conversation* to) {
+  to->head = version;
+  to->next_version = version + 1;
+  while (version != 0) {
+    const Version& source = from.versions.at(version);
+    Version copy = source;
+    if (source.cell != nullptr) copy.cell = cache_.Share(source.cell);
+    token_bytes_ += kVersionBytes;
+    to->versions.emplace(version, std::move(copy));
+    version = source.parent;
+  }
+}
+
+absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
+    absl::string_view id, std::optional<int64_t> version, int32_t n,
+    const std::vector<std::string>& ids) {
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(id);
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  const absl::StatusOr<int64_t> base = Base(*it, version);
+  if (!base.ok()) return base.status();
+  absl::StatusOr<std::vector<std::string>> names = ForkIds(n, ids);
+  if (!names.ok()) return names.status();
+  const int64_t each =
+      kConversationBytes + kVersionBytes * static_cast<int64_t>(it->second.versions.size());
+  SKEIN_RETURN_IF_ERROR(RoomFor(n, n * each));
+  std::vector<ConversationInfo> copies;
+  for (std::string& name : *names) {
+    Entry& copy = Insert(std::move(name));
+    CopyUpTo(it->second, *base, &copy.second);
+    copies.push_back(Describe(copy));
+  }
+  return copies;
+}
+
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(absl::string_view id,
+                                                                 int64_t version) {
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(id);
+  if (it == conversations_.end()) return NoSuchConversation(id);
+  if (it->second.busy) return Busy(id);
+  const absl::StatusOr<int64_t> base = Base(*it, version);
+  if (!base.ok()) return base.status();
+  it->second.head = *base;
+  it->second.used = absl::Now();
+  return Describe(*it);
+}
+
+ConversationStoreGauges ConversationStore::Impl::gauges() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  ConversationStoreGauges gauges;
+  gauges.conversations = static_cast<int64_t>(conversations_.size());
+  gauges.snapshot_bytes = cache_.bytes();
+  gauges.token_bytes = token_bytes_;
+  gauges.budget_bytes = options_.budget_bytes;
+  gauges.evictions = cache_.evictions();
+  gauges.hits = hits_;
+  gauges.misses = misses_;
+  return gauges;
+}
+
+// ---- the public face
+
+ConversationStore::ConversationStore(
+    ConversationStoreOptions options, uint64_t model_fingerprint,
+    std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after)
+    : impl_(std::make_unique<Impl>(options, model_fingerprint, std::move(cursor_after))) {}
+ConversationStore::~ConversationStore() = default;
+
+absl::StatusOr<Lease> ConversationStore::Acquire(absl::string_view id, bool create_if_missing,
+                                                 std::optional<int64_t> base_version,
+                                                 std::optional<int64_t> expected_version,
+                                                 Pending pending) {
+  return impl_->Acquire(id, create_if_missing, base_version, expected_version, pending);
+}
+absl::StatusOr<Lease> ConversationStore::Peek(absl::string_view id,
+                                              std::optional<int64_t> base_version,
+                                              Pending pending) const {
+  return impl_->Peek(id, base_version, pending);
+}
+absl::StatusOr<int64_t> ConversationStore::Commit(const Lease& lease, std::vector<int32_t> input,
+                                                  std::vector<int32_t> output,
+                                                  std::shared_ptr<const StateSnapshot> snapshot,
+                                                  absl::string_view finish_reason,
+                                                  absl::string_view request_id) {
+  return impl_->Commit(lease, std::move(input), std::move(output), std::move(snapshot),
+                       finish_reason, request_id);
+}
+void ConversationStore::Release(const Lease& lease, absl::string_view request_id,
+                                absl::string_view end) {
+  impl_->Release(lease, request_id, end);
+}
+absl::StatusOr<ConversationInfo> ConversationStore::Create(absl::string_view id) {
+  return impl_->Create(id);
+}
+absl::StatusOr<ConversationInfo> ConversationStore::Get(absl::string_view id) const {
+  return impl_->Get(id);
+}
+absl::StatusOr<std::vector<VersionInfo>> ConversationStore::History(absl::string_view id) const {
+  return impl_->History(id);
+}
+std::vector<ConversationInfo> ConversationStore::List(absl::string_view prefix,
+                                                      absl::string_view after,
+                                                      int32_t limit) const {
+  return impl_->List(prefix, after, limit);
+}
+absl::Status ConversationStore::Delete(absl::string_view id) { return impl_->Delete(id); }
+absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Fork(
+    absl::string_view id, std::optional<int64_t> version, int32_t n,
+    const std::vector<std::string>& ids) {
+  return impl_->Fork(id, version, n, ids);
+}
+absl::StatusOr<ConversationInfo> ConversationStore::Rewind(absl::string_view id, int64_t version) {
+  return impl_->Rewind(id, version);
+}
+ConversationStoreGauges ConversationStore::gauges() const { return impl_->gauges(); }
+
+}  // namespace skein::engine
