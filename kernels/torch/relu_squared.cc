@@ -1,0 +1,64 @@
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "kernels/torch/common.h"
+#include "kernels/torch_ops.h"
+
+namespace skein::kernels {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kGrain = 1 << 14;  // elements; below that a thread costs more than it saves
+
+at::Tensor Cpu(const at::Tensor& x) {
+  const at::Tensor in = Checked(x, "x", x.scalar_type(), x.sizes());
+  const at::Tensor out = at::empty_like(in);
+  DispatchReal(in, "relu_squared", [&]<class Real>() {
+    const auto& ops = train::ActiveTrainOps<Real>();
+    const Real* from = Data<Real>(in);
+    Real* to = Out<Real>(out);
+    ParallelRange(in.numel(), kGrain,
+                  [&](int64_t begin, int64_t end) { ops.relu_squared(from, to, begin, end); });
+  });
+  return out;
+}
+
+class ReluSquaredFunction : public torch::autograd::Function<ReluSquaredFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor in = x.contiguous();
+    ctx->save_for_backward({in});
+    return Cpu(in);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const at::Tensor x = ctx->get_saved_variables()[0], d_out = grads[0].contiguous(),
+                     d_x = at::empty_like(x);
+    DispatchReal(x, "relu_squared", [&]<class Real>() {
+      const auto& ops = train::ActiveTrainOps<Real>();
+      const Real *in = Data<Real>(x), *grad = Data<Real>(d_out);
+      Real* out = Out<Real>(d_x);
+      ParallelRange(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+        ops.relu_squared_grad(in, grad, out, begin, end);
+      });
+    });
+    return {d_x};
+  }
+};
+
+at::Tensor Differentiable(const at::Tensor& x) { return ReluSquaredFunction::apply(x); }
+
+TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("relu_squared", Cpu); }
+TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("relu_squared", Differentiable); }
+
+}  // namespace
+
+at::Tensor ReluSquared(const at::Tensor& x) {
+  static const auto op = FindOperator<decltype(ReluSquared)>("skein::relu_squared");
+  return op.call(x);
+}
+
+}  // namespace skein::kernels

@@ -1,0 +1,107 @@
+#include "kernels/train/train_ops.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/train/avx2.h"
+#include "kernels/train/plain.h"
+
+namespace skein::kernels::train {
+namespace {
+
+template <class Real>
+TrainOps<Real> MakePlain() {
+  return {.tier = "plain",
+          .add_norm_mix = PlainAddNormMix<Real>,
+          .add_norm_mix_grad = PlainAddNormMixGrad<Real>,
+          .prepare = PlainPrepare<Real>,
+          .prepare_grad = PlainPrepareGrad<Real>,
+          .wkv7 = ChunkedWkv7<Real>,
+          .wkv7_grad = ChunkedWkv7Grad<Real>,
+          .norm_bonus_gate = PlainNormBonusGate<Real>,
+          .norm_bonus_gate_grad = PlainNormBonusGateGrad<Real>,
+          .cross_entropy = PlainCrossEntropy<Real>,
+          .relu_squared = PlainReluSquared<Real>,
+          .relu_squared_grad = PlainReluSquaredGrad<Real>,
+          .adamw = PlainAdamW};
+}
+
+TrainOps<float> MakeAvx2() {
+  TrainOps<float> ops = PlainTrainOps<float>();
+  ops.tier = "avx2";
+  ops.wkv7 = Avx2Wkv7;
+  ops.wkv7_grad = Avx2Wkv7Grad;
+  return ops;
+}
+
+const TrainOps<float>& ChooseFloat() {
+  const char* forced = std::getenv("SKEIN_CPU");
+  if (forced == nullptr || *forced == '\0') {
+    const TrainOps<float>* best = FindTrainOps("avx2");
+    return best != nullptr ? *best : PlainTrainOps<float>();
+  }
+  const TrainOps<float>* ops = FindTrainOps(forced);
+  if (ops == nullptr) {
+    throw std::runtime_error(
+        std::string("SKEIN_CPU is '") + forced +
+        "', a tier that the training operators do not have on this machine; use plain or avx2");
+  }
+  return *ops;
+}
+
+}  // namespace
+
+template <class Real>
+const TrainOps<Real>& PlainTrainOps() {
+  static const TrainOps<Real> ops = MakePlain<Real>();
+  return ops;
+}
+template const TrainOps<float>& PlainTrainOps<float>();
+template const TrainOps<double>& PlainTrainOps<double>();
+
+const TrainOps<float>* FindTrainOps(const char* tier) {
+  if (std::strcmp(tier, "plain") == 0) return &PlainTrainOps<float>();
+  if (std::strcmp(tier, "avx2") != 0) return nullptr;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
+  static const TrainOps<float> ops = MakeAvx2();
+  return &ops;
+}
+
+template <>
+const TrainOps<float>& ActiveTrainOps<float>() {
+  static const TrainOps<float>& ops = ChooseFloat();
+  return ops;
+}
+
+template <>
+const TrainOps<double>& ActiveTrainOps<double>() {
+  return PlainTrainOps<double>();
+}
+
+template <class Real>
+void SumBlocks(const Real* partial, int64_t blocks, int64_t n, Real* out) {
+  std::fill_n(out, n, Real(0));
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t i = 0; i < n; ++i) out[i] += partial[block * n + i];
+  }
+}
+template void SumBlocks(const float*, int64_t, int64_t, float*);
+template void SumBlocks(const double*, int64_t, int64_t, double*);
+
+double SquaredNormBlock(const float* x, int64_t n) {
+  // Eight sums in a fixed order, which a compiler may keep in vectors.
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int64_t j = 0; j < 8; ++j) sums[j] += static_cast<double>(x[i + j]) * x[i + j];
+  }
+  for (; i < n; ++i) sums[0] += static_cast<double>(x[i]) * x[i];
+  double sum = 0;
+  for (double s : sums) sum += s;
+  return sum;
+}
+
+}  // namespace skein::kernels::train
