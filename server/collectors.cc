@@ -1,0 +1,179 @@
+#include "server/collectors.h"
+
+#include <dirent.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "prometheus/metric_family.h"
+
+namespace skein::server {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+struct Label {
+  const char* name;
+  const char* value;
+};
+
+class Families {
+ public:
+  explicit Families(const std::string& model) : model_(model) {}
+
+  // Starts a family; Value adds series to it.
+  Families& Gauge(const char* name, const char* help) {
+    return Start(name, help, MetricType::Gauge);
+  }
+  Families& Counter(const char* name, const char* help) {
+    return Start(name, help, MetricType::Counter);
+  }
+  Families& Value(double value, Label label = {nullptr, nullptr}) {
+    ClientMetric metric;
+    if (!model_.empty()) metric.label.push_back({"model", model_});
+    if (label.name != nullptr) metric.label.push_back({label.name, label.value});
+    if (families_.back().type == MetricType::Gauge) metric.gauge.value = value;
+    if (families_.back().type == MetricType::Counter) metric.counter.value = value;
+    families_.back().metric.push_back(std::move(metric));
+    return *this;
+  }
+  std::vector<MetricFamily> Take() { return std::move(families_); }
+
+ private:
+  Families& Start(const char* name, const char* help, MetricType type) {
+    MetricFamily family;
+    family.name = name;
+    family.help = help;
+    family.type = type;
+    families_.push_back(std::move(family));
+    return *this;
+  }
+  const std::string model_;
+  std::vector<MetricFamily> families_;
+};
+
+double Ratio(int64_t part, int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+struct ProcessTimes {
+  double cpu_seconds = 0, start_seconds = 0;
+  int64_t virtual_bytes = 0, resident_bytes = 0, threads = 0;
+};
+
+double BootTime() {
+  std::FILE* file = std::fopen("/proc/stat", "re");
+  if (file == nullptr) return 0;
+  char line[256];
+  long long boot = 0;
+  while (std::fgets(line, sizeof(line), file) != nullptr) {
+    if (std::sscanf(line, "btime %lld", &boot) == 1) break;
+  }
+  std::fclose(file);
+  return static_cast<double>(boot);
+}
+
+// /proc/self/stat, proc(5). Fields are counted from the end of the command name, which may hold
+// anything.
+bool ReadProcess(ProcessTimes* out) {
+  std::FILE* file = std::fopen("/proc/self/stat", "re");
+  if (file == nullptr) return false;
+  char text[2048];
+  const size_t n = std::fread(text, 1, sizeof(text) - 1, file);
+  std::fclose(file);
+  text[n] = 0;
+  const char* rest = std::strrchr(text, ')');
+  if (rest == nullptr) return false;
+  unsigned long long user = 0, system = 0, start = 0, virtual_bytes = 0;
+  long long threads = 0, resident_pages = 0;
+  if (std::sscanf(
+          rest + 1,
+          " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %*d %*d %*d %*d %lld %*d %llu "
+          "%llu %lld",
+          &user, &system, &threads, &start, &virtual_bytes, &resident_pages) != 6) {
+    return false;
+  }
+  const double ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
+  out->cpu_seconds = static_cast<double>(user + system) / ticks;
+  static const double boot = BootTime();
+  out->start_seconds = boot + static_cast<double>(start) / ticks;
+  out->virtual_bytes = static_cast<int64_t>(virtual_bytes);
+  out->resident_bytes = resident_pages * sysconf(_SC_PAGESIZE);
+  out->threads = threads;
+  return true;
+}
+
+int64_t OpenFiles() {
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return 0;
+  int64_t n = -3;  // ".", ".." and the folder itself
+  while (readdir(folder) != nullptr) ++n;
+  closedir(folder);
+  return n;
+}
+
+}  // namespace
+
+void EngineGaugeCollector::Attach(engine::Engine* engine, int64_t state_bytes) {
+  absl::MutexLock lock(&mu_);
+  engine_ = engine;
+  state_bytes_ = state_bytes;
+}
+
+std::vector<MetricFamily> EngineGaugeCollector::Collect() const {
+  absl::MutexLock lock(&mu_);
+  if (engine_ == nullptr) return {};
+  const engine::EngineGauges g = engine_->gauges();
+  Families f(model_);
+  f.Gauge("skein_requests_running", "Requests that hold a slot.").Value(g.running);
+  f.Gauge("skein_requests_waiting", "Requests that wait for a slot.").Value(g.waiting);
+  f.Gauge("skein_queue_tokens", "Prompt tokens of the requests that wait.")
+      .Value(static_cast<double>(g.waiting_tokens));
+  f.Gauge("skein_queue_oldest_seconds", "Age of the request that waits longest.")
+      .Value(absl::ToDoubleSeconds(g.oldest_waiting));
+  f.Gauge("skein_engine_heartbeat_age_seconds", "Time since the last step while there is work.")
+      .Value(absl::ToDoubleSeconds(g.since_heartbeat));
+  f.Gauge("skein_draining", "1 while new requests are refused.").Value(g.draining ? 1 : 0);
+  f.Gauge("skein_state_cache_usage_ratio", "Used share of a tier of states.")
+      .Value(Ratio(g.slots_used, g.slots), {"tier", "device"})
+      .Value(Ratio(g.store.snapshot_bytes, g.store.budget_bytes), {"tier", "host"});
+  f.Gauge("skein_state_cache_bytes", "Bytes of states in a tier.")
+      .Value(static_cast<double>(g.slots_used * state_bytes_), {"tier", "device"})
+      .Value(static_cast<double>(g.store.snapshot_bytes), {"tier", "host"});
+  f.Gauge("skein_conversation_token_bytes", "Bytes of the kept token ids.")
+      .Value(static_cast<double>(g.store.token_bytes));
+  f.Gauge("skein_conversations", "Conversations kept.")
+      .Value(static_cast<double>(g.store.conversations), {"tier", "host"});
+  f.Counter("skein_state_cache_hits_total", "Turns that found their state.")
+      .Value(static_cast<double>(g.store.hits), {"tier", "host"});
+  f.Counter("skein_state_cache_misses_total", "Turns whose state was rebuilt from tokens.")
+      .Value(static_cast<double>(g.store.misses), {"reason", "evicted"});
+  f.Counter("skein_state_evictions_total", "States dropped to stay within the budget.")
+      .Value(static_cast<double>(g.store.evictions), {"from", "host"});
+  return f.Take();
+}
+
+std::vector<MetricFamily> ProcessMetricsCollector::Collect() const {
+  ProcessTimes p;
+  if (!ReadProcess(&p)) return {};
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  Families f("");
+  f.Counter("process_cpu_seconds_total", "User and system CPU time.").Value(p.cpu_seconds);
+  f.Gauge("process_start_time_seconds", "Start time since the epoch.").Value(p.start_seconds);
+  f.Gauge("process_resident_memory_bytes", "Resident memory.")
+      .Value(static_cast<double>(p.resident_bytes));
+  f.Gauge("process_virtual_memory_bytes", "Virtual memory.")
+      .Value(static_cast<double>(p.virtual_bytes));
+  f.Gauge("process_threads", "Threads.").Value(static_cast<double>(p.threads));
+  f.Gauge("process_open_fds", "Open file descriptors.").Value(static_cast<double>(OpenFiles()));
+  f.Gauge("process_max_fds", "Limit of open file descriptors.")
+      .Value(static_cast<double>(files.rlim_cur));
+  return f.Take();
+}
+
+}  // namespace skein::server

@@ -1,0 +1,230 @@
+#include "server/config.h"
+
+#include <limits>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "engine/base/check.h"
+
+namespace skein::server {
+namespace {
+
+using base::Range;
+using base::YamlSchema;
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+Range<int64_t> Ints(int64_t min, int64_t max) { return Range<int64_t>(min, max); }
+Range<double> Reals(double min, double max) { return Range<double>(min, max); }
+
+void AddListen(YamlSchema* s, ListenConfig* c) {
+  s->Add("listen.address", &c->address, "address and port of gRPC; port 0 takes a free one");
+  s->Add("listen.metrics", &c->metrics, "address and port of the Prometheus metrics; empty: none");
+  s->AddBytes("listen.max_message", &c->max_message_bytes, Ints(4096, kGiB), "largest request");
+  s->AddBytes("listen.max_metadata", &c->max_metadata_bytes, Ints(4096, 16 * kMiB),
+              "largest request metadata");
+  s->Add("listen.max_streams", &c->max_streams, Ints(1, 1 << 20),
+         "requests at once on one connection");
+  s->AddSeconds("listen.keepalive", &c->keepalive_seconds, Reals(1, 86400),
+                "ping silent connections after this time");
+  s->AddSeconds("listen.min_client_ping", &c->min_client_ping_seconds, Reals(0.1, 86400),
+                "clients that ping more often are disconnected");
+  s->AddSeconds("listen.max_connection_age", &c->max_connection_age_seconds, Reals(0, 1e8),
+                "ask clients to reconnect after this time; 0: never");
+}
+
+void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
+  s->Add("model.path", &m->path, "checkpoint, .safetensors or .pth");
+  s->Add("model.name", &m->name, "name that clients see; empty: from the file's name");
+  s->AddChoice("model.weights", &m->weights, {"auto", "bf16", "fp32"},
+               "type of the weights in memory; auto: as stored (fp16 becomes fp32)");
+  s->Add("model.vocabulary", &m->vocabulary, "World vocabulary file, for checkpoints without one");
+  s->Add("cpu.threads", &cpu->threads, Ints(0, 1024),
+         "threads of the model; 0: all of this process");
+  s->Add("cpu.tier", &cpu->tier,
+         "force an instruction set (plain, avx2); empty: the best there is");
+}
+
+void AddEngine(YamlSchema* s, EngineConfig* e) {
+  s->Add("engine.slots", &e->slots, Ints(1, 4096), "requests that are computed at once");
+  s->Add("engine.max_step_tokens", &e->max_step_tokens, Ints(1, 65536),
+         "tokens of one step, all requests together");
+  s->Add("engine.max_prefill_chunk", &e->max_prefill_chunk, Ints(1, 65536),
+         "prompt tokens of one request in one step");
+  s->AddSeconds("engine.target_inter_token", &e->target_inter_token_seconds, Reals(0.001, 60),
+                "prompts are cut so that a step takes no longer than this");
+  s->Add("engine.output_shards", &e->output_shards, Ints(1, 64), "threads that write answers");
+  s->AddSeconds("engine.stall", &e->stall_seconds, Reals(0.1, 86400),
+                "a step longer than this turns health to NOT_SERVING");
+}
+
+void AddLimits(YamlSchema* s, LimitsConfig* l) {
+  s->Add("limits.queued", &l->queued, Ints(1, 1000000), "requests that wait; more are refused");
+  s->Add("limits.queued_tokens", &l->queued_tokens, Ints(1, int64_t{1} << 40),
+         "prompt tokens that wait; more are refused");
+  s->Add("limits.prompt_tokens", &l->prompt_tokens, Ints(1, int64_t{1} << 30),
+         "tokens of one request's input");
+  s->Add("limits.max_tokens", &l->max_tokens, Ints(1, 1 << 30), "tokens of one answer");
+  s->Add("limits.stop_strings", &l->stop_strings, Ints(0, 1024), "stop strings of one request");
+  s->Add("limits.stop_string_bytes", &l->stop_string_bytes, Ints(1, 65536), "of one stop string");
+  s->Add("limits.stop_token_ids", &l->stop_token_ids, Ints(0, 65536), "stop ids of one request");
+  s->Add("limits.logit_bias", &l->logit_bias, Ints(0, 65536),
+         "entries of logit_bias and of banned_token_ids");
+  s->Add("limits.top_logprobs", &l->top_logprobs, Ints(0, kernels::kMaxTopLogprobs),
+         "alternatives reported at each token");
+  s->Add("limits.score_continuations", &l->score_continuations, Ints(1, 65536),
+         "continuations of one Score request");
+  s->Add("limits.forks", &l->forks, Ints(1, 65536), "copies made by one Fork request");
+  s->Add("limits.outbox_tokens", &l->outbox_tokens, Ints(1, 1 << 20),
+         "tokens kept for a slow reader before its request is paused");
+  s->AddSeconds("limits.outbox_age", &l->outbox_age_seconds, Reals(0.1, 86400),
+                "a reader that is slow for longer loses its request");
+}
+
+void AddDefaults(YamlSchema* s, DefaultsConfig* d) {
+  s->Add("defaults.temperature", &d->temperature, Reals(0, 10), "0 is greedy");
+  s->Add("defaults.top_p", &d->top_p, Reals(1e-6, 1), "smallest set of tokens with this mass");
+  s->Add("defaults.top_k", &d->top_k, Ints(0, 1 << 20), "most probable tokens kept; 0: off");
+  s->Add("defaults.min_p", &d->min_p, Reals(0, 1), "least share of the best token's probability");
+  s->Add("defaults.presence_penalty", &d->presence_penalty, Reals(-10, 10),
+         "of tokens that occurred");
+  s->Add("defaults.frequency_penalty", &d->frequency_penalty, Reals(-10, 10), "times occurrences");
+  s->Add("defaults.penalty_decay", &d->penalty_decay, Reals(1e-6, 1),
+         "occurrences are multiplied by it at each token");
+  s->Add("defaults.repetition_penalty", &d->repetition_penalty, Reals(1e-3, 10),
+         "divides logits of tokens that occurred; 1: off");
+  s->Add("defaults.top_p_before_temperature", &d->top_p_before_temperature,
+         "filters look at the probabilities before the temperature");
+  s->Add("defaults.max_tokens", &d->max_tokens, Ints(1, 1 << 30), "tokens of an answer");
+}
+
+void AddConversations(YamlSchema* s, ConversationsConfig* c) {
+  s->AddBytes("conversations.budget", &c->budget_bytes, Ints(0, int64_t{1} << 50),
+              "host memory for states; older ones are rebuilt from tokens when needed");
+  s->AddBytes("conversations.token_budget", &c->token_budget_bytes, Ints(4096, int64_t{1} << 50),
+              "host memory for token ids; beyond it new turns are refused");
+  s->Add("conversations.history", &c->history, Ints(1, 1024),
+         "newest versions of a conversation that keep their state");
+  s->Add("conversations.max", &c->max, Ints(1, 1 << 30), "conversations kept");
+}
+
+void AddRest(YamlSchema* s, ServerConfig* c) {
+  s->AddSeconds("shutdown.drain", &c->drain_seconds, Reals(0, 86400),
+                "time for running requests after SIGTERM");
+  s->AddChoice("log.level", &c->log.level, {"debug", "info", "warning", "error"},
+               "least level shown");
+  s->AddChoice("log.format", &c->log.format, {"text", "json"}, "one line a record");
+  s->Add("metrics.latency_buckets", &c->metrics.latency_buckets,
+         "upper bounds of the latency histograms, seconds, ascending");
+}
+
+}  // namespace
+
+base::YamlSchema MakeSchema(ServerConfig* config) {
+  YamlSchema schema;
+  AddListen(&schema, &config->listen);
+  AddModel(&schema, &config->model, &config->cpu);
+  AddEngine(&schema, &config->engine);
+  AddLimits(&schema, &config->limits);
+  AddDefaults(&schema, &config->defaults);
+  AddConversations(&schema, &config->conversations);
+  AddRest(&schema, config);
+  return schema;
+}
+
+absl::Status ApplyEnvironment(base::YamlSchema* schema, const char* const* environment) {
+  constexpr absl::string_view kPrefix = "SKEIND_";
+  for (; *environment != nullptr; ++environment) {
+    const absl::string_view variable = *environment;
+    const size_t equals = variable.find('=');
+    if (!absl::StartsWith(variable, kPrefix) || equals == absl::string_view::npos) continue;
+    const absl::string_view name = variable.substr(kPrefix.size(), equals - kPrefix.size());
+    const std::string key = absl::StrReplaceAll(absl::AsciiStrToLower(name), {{"__", "."}});
+    if (absl::Status status = schema->Set(absl::StrCat(key, variable.substr(equals)));
+        !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("environment variable ", variable.substr(0, equals), ": ",
+                                       status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const ServerConfig& c) {
+  if (c.defaults.max_tokens > c.limits.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("defaults.max_tokens (", c.defaults.max_tokens,
+                                                   ") is more than limits.max_tokens (",
+                                                   c.limits.max_tokens, ")"));
+  }
+  if (c.limits.prompt_tokens > c.limits.queued_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "limits.prompt_tokens (", c.limits.prompt_tokens, ") is more than limits.queued_tokens (",
+        c.limits.queued_tokens, "), so the longest prompts could never be queued"));
+  }
+  if (c.engine.max_step_tokens < c.engine.slots) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "engine.max_step_tokens (", c.engine.max_step_tokens, ") is less than engine.slots (",
+        c.engine.slots, "): each running request needs one token a step"));
+  }
+  if (c.listen.address.empty()) return absl::InvalidArgumentError("listen.address is empty");
+  double last = 0;
+  for (double bucket : c.metrics.latency_buckets) {
+    if (!(bucket > last)) {
+      return absl::InvalidArgumentError(
+          "metrics.latency_buckets must be positive and in ascending order");
+    }
+    last = bucket;
+  }
+  return absl::OkStatus();
+}
+
+engine::EngineOptions ServerConfig::ToEngineOptions() const {
+  engine::EngineOptions o;
+  o.slots = static_cast<int32_t>(engine.slots);
+  o.max_step_tokens = static_cast<int32_t>(engine.max_step_tokens);
+  o.max_prefill_chunk = static_cast<int32_t>(engine.max_prefill_chunk);
+  o.target_inter_token = absl::Seconds(engine.target_inter_token_seconds);
+  o.max_queued = static_cast<int32_t>(limits.queued);
+  o.max_queued_tokens = limits.queued_tokens;
+  o.output_shards = static_cast<int32_t>(engine.output_shards);
+  o.slow_reader_limit = absl::Seconds(limits.outbox_age_seconds);
+  o.stall_limit = absl::Seconds(engine.stall_seconds);
+  o.conversations.budget_bytes = conversations.budget_bytes;
+  o.conversations.token_budget_bytes = conversations.token_budget_bytes;
+  o.conversations.history = static_cast<int32_t>(conversations.history);
+  o.conversations.max_conversations = static_cast<int32_t>(conversations.max);
+  return o;
+}
+
+engine::SamplingOptions ServerConfig::DefaultSampling() const {
+  engine::SamplingOptions o;
+  o.temperature = static_cast<float>(defaults.temperature);
+  o.top_p = static_cast<float>(defaults.top_p);
+  o.top_k = static_cast<int32_t>(defaults.top_k);
+  o.min_p = static_cast<float>(defaults.min_p);
+  o.presence_penalty = static_cast<float>(defaults.presence_penalty);
+  o.frequency_penalty = static_cast<float>(defaults.frequency_penalty);
+  o.penalty_decay = static_cast<float>(defaults.penalty_decay);
+  o.repetition_penalty = static_cast<float>(defaults.repetition_penalty);
+  o.top_p_before_temperature = defaults.top_p_before_temperature;
+  return o;
+}
+
+engine::StoppingOptions ServerConfig::DefaultStopping() const {
+  engine::StoppingOptions o;
+  o.max_tokens = static_cast<int32_t>(defaults.max_tokens);
+  return o;
+}
+
+std::string ServerConfig::ModelName() const {
+  if (!model.name.empty()) return model.name;
+  const size_t slash = model.path.rfind('/');
+  std::string name = slash == std::string::npos ? model.path : model.path.substr(slash + 1);
+  const size_t dot = name.rfind('.');
+  return dot == std::string::npos || dot == 0 ? name : name.substr(0, dot);
+}
+
+}  // namespace skein::server

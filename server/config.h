@@ -1,0 +1,125 @@
+#pragma once
+// The daemon's configuration: one struct, declared as one table. The defaults here are the values
+// of config.yaml (a test compares them). Order of precedence, last wins: config file, environment,
+// --set, --model.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "engine/base/strict_yaml.h"
+#include "engine/engine.h"
+#include "engine/request.h"
+
+namespace skein::server {
+
+struct ListenConfig {
+  std::string address = "127.0.0.1:50051";
+  std::string metrics = "127.0.0.1:9464";  // empty: none
+  int64_t max_message_bytes = 4 << 20;
+  int64_t max_metadata_bytes = 16 << 10;
+  int64_t max_streams = 1024;  // of one connection
+  double keepalive_seconds = 60;
+  double min_client_ping_seconds = 10;
+  double max_connection_age_seconds = 0;  // 0: no limit
+};
+
+struct ModelSource {
+  std::string path = "models/demo.safetensors";
+  std::string name;              // empty: the file's name without folder and ending
+  std::string weights = "auto";  // "bf16", "fp32" or "auto"
+  std::string vocabulary;        // World-format file, where the checkpoint does not bring its own
+};
+
+struct CpuConfig {
+  int64_t threads = 0;
+  std::string tier;
+};
+
+struct EngineConfig {
+  int64_t slots = 64;
+  int64_t max_step_tokens = 512;
+  int64_t max_prefill_chunk = 256;
+  double target_inter_token_seconds = 0.05;
+  int64_t output_shards = 1;
+  double stall_seconds = 10;
+};
+
+struct LimitsConfig {
+  int64_t queued = 256;
+  int64_t queued_tokens = 1 << 20;
+  int64_t prompt_tokens = 65536;
+  int64_t max_tokens = 32768;
+  int64_t stop_strings = 16;
+  int64_t stop_string_bytes = 256;
+  int64_t stop_token_ids = 64;
+  int64_t logit_bias = 1024;
+  int64_t top_logprobs = 20;
+  int64_t score_continuations = 256;
+  int64_t forks = 64;
+  int64_t outbox_tokens = 1024;
+  double outbox_age_seconds = 30;
+};
+
+struct DefaultsConfig {
+  double temperature = 1.0;
+  double top_p = 0.5;
+  int64_t top_k = 0;
+  double min_p = 0;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  double penalty_decay = 0.996;
+  double repetition_penalty = 1;
+  bool top_p_before_temperature = false;
+  int64_t max_tokens = 256;
+};
+
+struct ConversationsConfig {
+  int64_t budget_bytes = int64_t{1} << 30;
+  int64_t token_budget_bytes = int64_t{256} << 20;
+  int64_t history = 4;
+  int64_t max = 100000;
+};
+
+struct LogConfig {
+  std::string level = "info";
+  std::string format = "text";
+};
+
+struct MetricsConfig {
+  std::vector<double> latency_buckets = {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
+                                         0.5,   1,     2,     5,    10,   20,   60};
+};
+
+struct ServerConfig {
+  ListenConfig listen;
+  ModelSource model;
+  CpuConfig cpu;
+  EngineConfig engine;
+  LimitsConfig limits;
+  DefaultsConfig defaults;
+  ConversationsConfig conversations;
+  double drain_seconds = 30;
+  LogConfig log;
+  MetricsConfig metrics;
+
+  engine::EngineOptions ToEngineOptions() const;
+  engine::SamplingOptions DefaultSampling() const;
+  engine::StoppingOptions DefaultStopping() const;
+  // model.name, or what the path says.
+  std::string ModelName() const;
+};
+
+// The table of every key. `config` must outlive it.
+base::YamlSchema MakeSchema(ServerConfig* config);
+
+// SKEIND_LIMITS__QUEUED=8 means limits.queued=8. `environment` is a null-terminated array like
+// environ. A variable with the prefix that names no key is an error.
+absl::Status ApplyEnvironment(base::YamlSchema* schema, const char* const* environment);
+
+// What single ranges cannot say: how values fit together.
+absl::Status Validate(const ServerConfig& config);
+
+}  // namespace skein::server

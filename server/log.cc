@@ -1,0 +1,98 @@
+#include "server/log.h"
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace skein::server {
+namespace {
+
+constexpr char kMessage[] = "message";
+
+std::atomic<bool> json_format{false};
+
+spdlog::level::level_enum ToSpdlog(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
+  }
+  return spdlog::level::info;
+}
+
+// Invalid UTF-8 is replaced, control characters are escaped.
+std::string Dump(const nlohmann::ordered_json& value) {
+  return value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+bool IsPlain(const std::string& text) {
+  for (unsigned char c : text) {
+    if (c <= ' ' || c == '"' || c == '=' || c == '\\' || c >= 0x7F) return false;
+  }
+  return !text.empty();
+}
+
+std::string ToText(const nlohmann::ordered_json& fields) {
+  std::string out;
+  for (const auto& [key, value] : fields.items()) {
+    if (key == kMessage) {
+      out = value.get<std::string>();
+    } else if (value.is_string() && IsPlain(value.get<std::string>())) {
+      absl::StrAppend(&out, " ", key, "=", value.get<std::string>());
+    } else {
+      absl::StrAppend(&out, " ", key, "=", Dump(value));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+void InitLog(const LogConfig& config) {
+  json_format = config.format == "json";
+  auto logger = std::make_shared<spdlog::logger>(
+      "skeind", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger->set_level(spdlog::level::from_str(config.level));
+  logger->set_pattern(json_format ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",%v"
+                                  : "%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
+  spdlog::set_default_logger(std::move(logger));
+}
+
+LogLine::LogLine(LogLevel level, absl::string_view message)
+    : level_(level), enabled_(spdlog::default_logger_raw()->should_log(ToSpdlog(level))) {
+  if (enabled_) fields_[kMessage] = std::string(message);
+}
+
+LogLine::~LogLine() {
+  if (!enabled_) return;
+  // In JSON the pattern opens the object, so our own opening brace is cut off.
+  const std::string line = json_format ? Dump(fields_).substr(1) : ToText(fields_);
+  spdlog::default_logger_raw()->log(ToSpdlog(level_),
+                                    spdlog::string_view_t(line.data(), line.size()));
+}
+
+LogLine& LogLine::With(absl::string_view key, absl::string_view value) {
+  if (enabled_) fields_[std::string(key)] = std::string(value);
+  return *this;
+}
+
+LogLine& LogLine::With(absl::string_view key, int64_t value) {
+  if (enabled_) fields_[std::string(key)] = value;
+  return *this;
+}
+
+LogLine& LogLine::With(absl::string_view key, double value) {
+  if (enabled_) fields_[std::string(key)] = std::round(value * 1e6) / 1e6;
+  return *this;
+}
+
+}  // namespace skein::server

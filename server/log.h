@@ -1,0 +1,46 @@
+#pragma once
+// Structured logs: one line a record on stderr, as text (`message key=value`) or JSON. Thread-safe.
+// Never holds prompts or answers; values from clients are escaped.
+//
+//   LogLine(LogLevel::kInfo, "ready").With("model", name).With("slots", 64);   // written at the
+//   end of the statement
+
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "nlohmann/json.hpp"
+#include "server/config.h"
+
+namespace skein::server {
+
+enum class LogLevel { kDebug, kInfo, kWarning, kError };
+
+// Called once, before other threads log.
+void InitLog(const LogConfig& config);
+
+class LogLine {
+ public:
+  LogLine(LogLevel level, absl::string_view message);
+  ~LogLine();
+  LogLine(const LogLine&) = delete;
+  LogLine& operator=(const LogLine&) = delete;
+
+  LogLine& With(absl::string_view key, absl::string_view value);
+  LogLine& With(absl::string_view key, const std::string& value) {
+    return With(key, absl::string_view(value));
+  }
+  LogLine& With(absl::string_view key, const char* value) {
+    return With(key, absl::string_view(value));
+  }
+  LogLine& With(absl::string_view key, int64_t value);
+  LogLine& With(absl::string_view key, int32_t value) { return With(key, int64_t{value}); }
+  LogLine& With(absl::string_view key, double value);
+
+ private:
+  const LogLevel level_;
+  const bool enabled_;
+  nlohmann::ordered_json fields_;
+};
+
+}  // namespace skein::server

@@ -1,0 +1,136 @@
+#include "server/score_call.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace skein::server {
+namespace {
+
+constexpr size_t kAtOnce = 8;              // continuations of one call in the engine
+constexpr int64_t kUnbounded = INT64_MAX;  // the answer is bounded by the request
+
+std::string PartId(const std::string& id, size_t part) { return absl::StrCat(id, "#score", part); }
+
+}  // namespace
+
+// Shared by the engine's output shard; keeps the call alive.
+class ScoreCall::Part final : public engine::ScoreSink {
+ public:
+  Part(std::shared_ptr<ScoreCall> call, size_t index) : call_(std::move(call)), index_(index) {}
+  void OnScores(const engine::ScoreEvent& event) override { call_->OnScores(index_, event); }
+  void OnFinished(const engine::Usage&) override { call_->OnPartDone(index_); }
+  void OnError(const absl::Status& status) override { call_->OnPartError(status); }
+
+ private:
+  const std::shared_ptr<ScoreCall> call_;
+  const size_t index_;
+};
+
+// The engine's ids are ours alone, so that they clash with no other request.
+ScoreCall::ScoreCall(Call call, ScoreCommand command)
+    : StreamCall(std::move(call), kUnbounded),
+      request_id_(NewRequestId()),
+      command_(std::move(command)),
+      results_(command_.continuations.size()) {}
+
+absl::Status ScoreCall::Start() { return SubmitMore(); }
+
+absl::Status ScoreCall::SubmitMore() {
+  // Under the lock, so that parts are taken in order; Submit never waits for a sink.
+  absl::MutexLock lock(&mu_);
+  while (!stopped_ && running_ < kAtOnce && submitted_ < command_.continuations.size()) {
+    engine::ScoreRequest request = command_.prototype;
+    request.request_id = PartId(request_id_, submitted_);
+    request.continuation = command_.continuations[submitted_];
+    request.deadline = call().deadline();
+    auto self = std::static_pointer_cast<ScoreCall>(shared_from_this());
+    absl::Status status = call().services().engine->Submit(
+        std::move(request), std::make_shared<Part>(std::move(self), submitted_));
+    if (!status.ok()) {
+      // The queue is full: the next part that ends tries again.
+      return running_ > 0 && absl::IsResourceExhausted(status) ? absl::OkStatus() : status;
+    }
+    ++submitted_;
+    ++running_;
+  }
+  return absl::OkStatus();
+}
+
+void ScoreCall::OnScores(size_t part, const engine::ScoreEvent& event) {
+  absl::MutexLock lock(&mu_);
+  Result& r = results_[part];
+  r.logprobs.insert(r.logprobs.end(), event.logprobs.begin(), event.logprobs.end());
+  r.greedy.insert(r.greedy.end(), event.greedy.begin(), event.greedy.end());
+}
+
+v1::ScoreResponse ScoreCall::Answer(size_t part, const Result& r) const {
+  const std::vector<int32_t>& tokens = command_.continuations[part];
+  v1::ScoreResponse response;
+  response.set_index(static_cast<int32_t>(part));
+  double total = 0;
+  bool all_greedy = true;
+  for (size_t i = 0; i < std::min(tokens.size(), r.logprobs.size()); ++i) {
+    v1::ScoredToken* token = response.add_tokens();
+    const absl::string_view bytes = call().services().model->tokenizer->Bytes(tokens[i]);
+    token->set_id(tokens[i]);
+    token->set_bytes(bytes.data(), bytes.size());
+    token->set_logprob(r.logprobs[i]);
+    token->set_is_greedy(r.greedy[i] != 0);
+    total += r.logprobs[i];
+    all_greedy = all_greedy && r.greedy[i] != 0;
+  }
+  response.set_total_logprob(total);
+  response.set_is_greedy(all_greedy);
+  return response;
+}
+
+void ScoreCall::OnPartDone(size_t part) {
+  bool all_sent = false;
+  {
+    absl::MutexLock lock(&mu_);
+    results_[part].done = true;
+    --running_;
+    // Pushed under the lock: two shards may end parts at once, and the order must hold.
+    while (!stopped_ && sent_ < results_.size() && results_[sent_].done) {
+      Push(Answer(sent_, results_[sent_]), 0);
+      results_[sent_] = Result();
+      ++sent_;
+    }
+    all_sent = sent_ == results_.size();
+  }
+  if (all_sent) {
+    End(absl::OkStatus());
+    return;
+  }
+  if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
+}
+
+void ScoreCall::OnPartError(const absl::Status& status) {
+  OnGone();
+  End(status);
+}
+
+void ScoreCall::OnGone() {
+  size_t submitted = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopped_) return;
+    stopped_ = true;
+    submitted = submitted_;
+  }
+  for (size_t part = 0; part < submitted; ++part) {
+    call().services().engine->Cancel(PartId(request_id_, part), /*by_client=*/false);
+  }
+}
+
+void ScoreCall::OnEnd(const absl::Status& status) {
+  const LogLevel level = status.ok() ? LogLevel::kInfo : Call::LevelOf(status);
+  LogLine line(level, "request");
+  line.With("id", command_.request_id);
+  call().Log(line, status);
+  line.With("continuations", static_cast<int64_t>(command_.continuations.size()));
+}
+
+}  // namespace skein::server

@@ -1,0 +1,50 @@
+#pragma once
+// One running Score: each continuation is one engine request; a few run at once, the answers leave
+// in order.
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "engine/request.h"
+#include "server/stream_call.h"
+
+namespace skein::server {
+
+class ScoreCall final : public StreamCall<v1::ScoreResponse> {
+ public:
+  ScoreCall(Call call, ScoreCommand command);
+  // Submits the first continuations. An error means that none is running: refuse the call.
+  absl::Status Start();
+
+ private:
+  class Part;
+
+  struct Result {
+    std::vector<float> logprobs;
+    std::vector<uint8_t> greedy;
+    bool done = false;
+  };
+
+  void OnGone() override;
+  void OnEnd(const absl::Status& status) override;
+  // Submits while there is room; returns the refusal when nothing is running, so nobody would try
+  // again.
+  absl::Status SubmitMore();
+  void OnScores(size_t part, const engine::ScoreEvent& event);
+  void OnPartDone(size_t part);
+  void OnPartError(const absl::Status& status);
+  v1::ScoreResponse Answer(size_t part, const Result& result) const;
+
+  const std::string request_id_;
+  const ScoreCommand command_;
+  absl::Mutex mu_;
+  std::vector<Result> results_ ABSL_GUARDED_BY(mu_);
+  size_t submitted_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t running_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t sent_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace skein::server

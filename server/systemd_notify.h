@@ -1,0 +1,10 @@
+#pragma once
+
+#include "absl/strings/string_view.h"
+
+namespace skein::server {
+
+// Tells systemd ("READY=1", "STOPPING=1") when it started us with Type=notify; else does nothing.
+void NotifySystemd(absl::string_view state);
+
+}  // namespace skein::server
