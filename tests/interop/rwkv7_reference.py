@@ -102,16 +102,13 @@ class Reference:
         w_raw = self.vector(att + "w0") + torch.tanh(xw @ p[att + "w1"]) @ p[att + "w2"]
         a_raw = self.vector(att + "a0") + (xa @ p[att + "a1"]) @ p[att + "a2"]
         g = torch.sigmoid(xg @ p[att + "g1"]) @ p[att + "g2"]
-        v_raw = None
-        if i == 0:
-            v_first = v
-        else:
-            v_raw = self.vector(att + "v0") + (xv @ p[att + "v1"]) @ p[att + "v2"]
+        v_raw = self.vector(att + "v0") + (xv @ p[att + "v1"]) @ p[att + "v2"] if i > 0 else None
+        first = v
         k, v, a, b = prepare(k, v, a_raw, v_raw, v_first, self.vector(att + "k_k"), self.vector(att + "k_a"),
                              self.heads)
         y, state = wkv7(r, w_raw, k, v, a, b, self.heads, state, reset)
         y = norm_bonus_gate(y, r, k, v, g, p[att + "r_k"], p[att + "ln_x.weight"], p[att + "ln_x.bias"])
-        return x, y @ p[att + "output.weight"].T, v_first, state
+        return x, y @ p[att + "output.weight"].T, first if i == 0 else v_first, state
 
     def channel_mix(self, i, x, delta, reset):
         p, block = self.params, f"blocks.{i}."
