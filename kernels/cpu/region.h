@@ -1,10 +1,12 @@
 #pragma once
-// One parallel region of an operator. Internal linkage on purpose: see number_format.h.
+// One parallel region of an operator. What is inline has internal linkage on purpose: see
+// number_format.h.
 
 #include <xmmintrin.h>
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "kernels/device.h"
 
 namespace skein::kernels {
@@ -38,20 +40,11 @@ inline int64_t GrainFor(double nanoseconds) {
   return items < 1 ? 1 : static_cast<int64_t>(items) + 1;
 }
 
-// body(begin, end) over [0, n), on this thread alone when n <= grain.
-template <typename Body>
-inline void ForRange(Stream& stream, int64_t n, int64_t grain, const Body& body) {
-  if (n <= 0) return;
-  const DenormalsScope here;
-  if (n <= grain) {
-    body(static_cast<int64_t>(0), n);
-    return;
-  }
-  stream.executor().ParallelFor(n, grain, [&body](int64_t begin, int64_t end) {
-    const DenormalsScope there;
-    body(begin, end);
-  });
-}
-
 }  // namespace
+
+// body(begin, end) over [0, n), cut into equal pieces of at least `grain` items, at most one per
+// thread; on this thread alone when there is only one.
+void ForRange(Stream& stream, int64_t n, int64_t grain,
+              absl::FunctionRef<void(int64_t begin, int64_t end)> body);
+
 }  // namespace skein::kernels
