@@ -1,0 +1,30 @@
+#pragma once
+// Validation: cross-entropy (no L2Wrap) over batches, each row from the zero state.
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "engine/tokenizer.h"
+#include "trainer/batches.h"
+#include "trainer/models/rwkv7.h"
+
+namespace skein::trainer {
+
+struct Evaluation {
+  double loss = 0;           // nats per token, weighted as the training loss is
+  double bits_per_byte = 0;  // of the text whose tokens are counted in the loss
+  int64_t tokens = 0;
+};
+
+Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer, const std::vector<Batch>& batches);
+
+struct LossDenominators {
+  double weights = 1, rows = 1;  // of all batches of an optimizer step
+};
+
+// The training loss of one batch (its share, when there are several), and its weighted sum of cross-entropies.
+std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch, ForwardOptions options, double l2wrap,
+                                        const LossDenominators& denominators);
+
+}  // namespace skein::trainer

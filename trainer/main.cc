@@ -1,0 +1,110 @@
+// skein-train --config train.yaml [--set key=value]...
+
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+
+#include "engine/base/check.h"
+#include "engine/base/strict_yaml.h"
+#include "trainer/binidx.h"
+#include "trainer/config.h"
+#include "trainer/loop.h"
+
+namespace skein::trainer {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+// The first Ctrl-C ends the run at the next step; a second one ends the process at once.
+void OnSignal(int number) {
+  stop_requested = true;
+  signal(number, SIG_DFL);
+}
+
+struct Arguments {
+  std::string config;
+  std::vector<std::string> assignments;
+  bool print_config = false;
+  std::string binidx;
+};
+
+absl::Status LoadConfig(const Arguments& arguments, base::YamlSchema* schema) {
+  if (!arguments.config.empty()) SKEIN_RETURN_IF_ERROR(schema->LoadFile(arguments.config));
+  for (const std::string& assignment : arguments.assignments) SKEIN_RETURN_IF_ERROR(schema->Set(assignment));
+  return absl::OkStatus();
+}
+
+absl::Status WriteDataAsBinidx(const Config& config, const std::string& prefix) {
+  if (config.data.kind == "recall-demo") return absl::InvalidArgumentError("--write-binidx: the demo has no files");
+  SKEIN_ASSIGN_OR_RETURN(const Task task, MakeTask(config, nullptr));
+  SKEIN_RETURN_IF_ERROR(WriteBinidx(prefix, task.train_tokens));
+  std::printf("%s.bin, %s.idx: %lld tokens (loss weights are not part of this format)\n", prefix.c_str(),
+              prefix.c_str(), static_cast<long long>(task.train_tokens.size()));
+  if (task.validation_tokens.size() == 0) return absl::OkStatus();
+  SKEIN_RETURN_IF_ERROR(WriteBinidx(prefix + ".validation", task.validation_tokens));
+  std::printf("%s.validation.bin, .idx: %lld tokens\n", prefix.c_str(),
+              static_cast<long long>(task.validation_tokens.size()));
+  return absl::OkStatus();
+}
+
+std::string ServeCommand(const std::string& program, const std::string& model) {
+  const std::filesystem::path beside = std::filesystem::path(program).parent_path() / "skeind";
+  std::error_code error;
+  const std::string daemon = std::filesystem::exists(beside, error) ? beside.string() : "skeind";
+  const std::string config = std::filesystem::exists("config.yaml", error) ? " --config config.yaml" : "";
+  return daemon + config + " --model " + model;
+}
+
+absl::Status Train(const Config& config, const std::string& printed, const std::string& program) {
+  SKEIN_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run, TrainingRun::Create(config, printed));
+  signal(SIGINT, OnSignal);
+  signal(SIGTERM, OnSignal);
+  SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
+  std::printf("\n%s is ready. Serve it with\n  %s\n", run->result().c_str(),
+              ServeCommand(program, run->result()).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Run(const Arguments& arguments, const std::string& program, const Config& config,
+                 base::YamlSchema* schema) {
+  SKEIN_RETURN_IF_ERROR(LoadConfig(arguments, schema));
+  if (arguments.print_config) {
+    std::fputs(schema->Print().c_str(), stdout);
+    return absl::OkStatus();
+  }
+  SKEIN_RETURN_IF_ERROR(Validate(config));
+  if (!arguments.binidx.empty()) return WriteDataAsBinidx(config, arguments.binidx);
+  return Train(config, schema->Print(), program);
+}
+
+int Main(int argc, char** argv) {
+  Config config;
+  base::YamlSchema schema;
+  Describe(&config, &schema);
+  Arguments arguments;
+  CLI::App app("skein-train: trains RWKV-7 models that skeind serves", "skein-train");
+  app.add_option("--config", arguments.config, "the run's YAML file; trainer/configs/ has examples");
+  app.add_option("--set", arguments.assignments, "key=value, overrides the file; may be repeated")->take_all();
+  app.add_flag("--print-effective-config", arguments.print_config, "print all keys with their values and exit");
+  app.add_option("--write-binidx", arguments.binidx, "tokenise the data into PREFIX.bin and PREFIX.idx and exit");
+  app.footer("Keys of the config (with their defaults):\n" + schema.Help());
+  CLI11_PARSE(app, argc, argv);
+  absl::Status status;
+  try {
+    status = Run(arguments, argv[0], config, &schema);
+  } catch (const std::exception& error) {  // LibTorch: out of memory, mostly
+    status = absl::InternalError(error.what());
+  }
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "skein-train: %s\n", std::string(status.message()).c_str());
+  return status.code() == absl::StatusCode::kCancelled ? 130 : 1;
+}
+
+}  // namespace
+}  // namespace skein::trainer
+
+int main(int argc, char** argv) { return skein::trainer::Main(argc, argv); }

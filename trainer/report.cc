@@ -1,0 +1,80 @@
+#include "trainer/report.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace skein::trainer {
+namespace {
+
+using nlohmann::json;
+
+std::string Dump(const json& object) {  // samples may hold bytes that are not UTF-8
+  return object.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+}  // namespace
+
+Reporter::Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step)
+    : config_(config), folder_(folder), bar_(first_step, config.every) {
+  if (!config.tensorboard) return;
+  auto events = EventWriter::Create(folder->path());
+  if (events.ok()) {
+    events_ = *std::move(events);
+  } else {
+    Complain(events.status());
+  }
+}
+
+void Reporter::Step(const StepLine& line, int64_t tokens_seen) {
+  bar_.Show(line);
+  if (line.step % config_.every != 0 && line.step != line.steps) return;
+  Write(Dump({{"step", line.step},
+              {"loss", line.loss},
+              {"lr", line.lr},
+              {"grad_norm", line.norm},
+              {"tokens_per_second", line.tokens_per_second},
+              {"tokens_seen", tokens_seen}}));
+  Scalars(line.step, {{"train/loss", line.loss},
+                      {"train/lr", line.lr},
+                      {"train/grad_norm", line.norm},
+                      {"train/tokens_per_second", line.tokens_per_second}});
+}
+
+void Reporter::Skipped(int64_t step, double loss, double norm) {
+  Print(fmt::format("step {}: skipped, the {} is not finite (loss {}, gradient norm {}); the weights are as before", step,
+                    std::isfinite(loss) ? "gradient" : "loss", loss, norm));
+  Write(Dump({{"step", step}, {"skipped", true}, {"loss", fmt::format("{}", loss)}, {"grad_norm", fmt::format("{}", norm)}}));
+}
+
+void Reporter::Validation(const ValidationReport& r) {
+  std::string text = fmt::format("step {}: validation loss {:.4f}, {:.4f} bits per byte{}", r.step, r.loss,
+                                 r.bits_per_byte, r.best ? " (best so far)" : "");
+  if (r.recall >= 0) text += fmt::format(", recall of held-out values {:.1f} %", 100 * r.recall);
+  Print(text);
+  for (const std::string& sample : r.samples) Print("  | " + sample);
+  json object = {{"step", r.step}, {"validation_loss", r.loss}, {"bits_per_byte", r.bits_per_byte}, {"samples", r.samples}};
+  std::vector<std::pair<std::string, double>> scalars = {{"validation/loss", r.loss},
+                                                         {"validation/bits_per_byte", r.bits_per_byte}};
+  if (r.recall >= 0) {
+    object["recall"] = r.recall;
+    scalars.emplace_back("validation/recall", r.recall);
+  }
+  Write(Dump(object));
+  Scalars(r.step, scalars);
+}
+
+void Reporter::Write(const std::string& line) { Complain(folder_->Log(line)); }
+
+void Reporter::Scalars(int64_t step, const std::vector<std::pair<std::string, double>>& values) {
+  if (events_ != nullptr) Complain(events_->Scalars(step, values));
+}
+
+void Reporter::Complain(const absl::Status& status) {
+  if (status.ok() || complained_) return;
+  complained_ = true;
+  Print("warning: the log cannot be written, training goes on: " + std::string(status.message()));
+}
+
+}  // namespace skein::trainer

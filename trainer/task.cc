@@ -1,0 +1,116 @@
+#include "trainer/task.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/file.h"
+#include "trainer/dataset.h"
+#include "trainer/demo_data.h"
+
+namespace skein::trainer {
+namespace {
+
+constexpr size_t kLargestEmbeddedVocabulary = 512 << 10;
+constexpr int64_t kDemoValidationRows = 128;
+
+absl::Status UseVocabulary(const std::string& text, Task* task) {
+  SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::ParseWorldVocabulary(text));
+  if (text.size() <= kLargestEmbeddedVocabulary) task->metadata[engine::kMetaVocabulary] = text;
+  return absl::OkStatus();
+}
+
+absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init, Task* task) {
+  const std::string& name = config.data.tokenizer;
+  if (task->demo) {
+    SKEIN_RETURN_IF_ERROR(UseVocabulary(DemoVocabulary(), task));
+  } else if (name == "bytes" || (name == "auto" && init == nullptr)) {
+    task->tokenizer = engine::NewByteTokenizer();
+  } else if (name == "auto") {
+    SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::TokenizerFor(*init, ""));
+    auto vocabulary = init->metadata().find(engine::kMetaVocabulary);
+    if (vocabulary != init->metadata().end()) task->metadata[engine::kMetaVocabulary] = vocabulary->second;
+  } else {
+    auto text = base::ReadFile(name);
+    if (!text.ok()) {
+      return absl::Status(text.status().code(),
+                          absl::StrCat("data.tokenizer: ", text.status().message(), " (auto, bytes or a vocabulary file)"));
+    }
+    SKEIN_RETURN_IF_ERROR(UseVocabulary(*text, task));
+  }
+  task->metadata[engine::kMetaTokenizer] = task->tokenizer->kind();
+  return absl::OkStatus();
+}
+
+// Rows of embedding and head: as many as ids; rounded up for large vocabularies, as the published models do.
+int64_t RowsFor(const engine::Tokenizer& tokenizer) {
+  const int64_t ids = tokenizer.vocab_size();
+  return ids > 1024 ? (ids + 63) / 64 * 64 : ids;
+}
+
+void DescribeDemo(Task* task) {
+  task->metadata[engine::kMetaChatTemplate] = "rwkv";
+  task->metadata[engine::kMetaStops] = nlohmann::json(std::vector<std::string>{"\n\n"}).dump();
+  task->metadata[engine::kMetaExamples] = nlohmann::json(DemoExamples()).dump();
+  task->metadata[engine::kMetaDescription] = DemoDescription();
+  task->description = "dialogues made on the fly";
+}
+
+absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Task* task) {
+  SKEIN_ASSIGN_OR_RETURN(Dataset data, LoadDataset(config.data, *task->tokenizer));
+  SKEIN_ASSIGN_OR_RETURN(const Sampler sampler,
+                         Sampler::Create(config.data.sampler, data.train.size(), config.train.context,
+                                         static_cast<uint64_t>(config.train.seed)));
+  task->train_tokens = data.train;
+  task->validation_tokens = data.validation;
+  task->source =
+      std::make_unique<WindowSource>(data.train, sampler, config.train.context, config.data.document_reset);
+  task->metadata[engine::kMetaChatTemplate] = data.messages ? "rwkv" : "none";
+  if (init != nullptr && !data.messages) {
+    for (const char* key : {engine::kMetaChatTemplate, engine::kMetaStops}) {
+      auto it = init->metadata().find(key);
+      if (it != init->metadata().end()) task->metadata[key] = it->second;
+    }
+  }
+  task->description = fmt::format("{} ({} tokens, {} windows by {}; validation {} tokens)", config.data.train,
+                                  data.train.size(), sampler.windows(),
+                                  sampler.magic_prime() ? "magic prime" : "permutation", data.validation.size());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<Batch> Task::Validation(const Config& config, bool full) const {
+  const int64_t T = config.train.context, B = config.train.batch;
+  if (!demo) {
+    if (validation_tokens.size() < 2) return {};
+    return ValidationBatches(validation_tokens, T, B, full ? 0 : config.evaluate.max_windows,
+                             config.data.document_reset);
+  }
+  const DemoSource held_out(*tokenizer, T, static_cast<uint64_t>(config.train.seed) + 1, /*held_out=*/true);
+  std::vector<Batch> batches;
+  for (int64_t at = 0; at < kDemoValidationRows; at += B) {
+    batches.push_back(held_out.Get(at, std::min(B, kDemoValidationRows - at)));
+  }
+  return batches;
+}
+
+absl::StatusOr<Task> MakeTask(const Config& config, const engine::Checkpoint* init) {
+  Task task;
+  task.demo = config.data.kind == "recall-demo";
+  SKEIN_RETURN_IF_ERROR(MakeTokenizer(config, init, &task));
+  task.V = RowsFor(*task.tokenizer);
+  task.metadata[engine::kMetaContext] = absl::StrCat(config.train.context);
+  if (task.demo) {
+    DescribeDemo(&task);
+    task.source = std::make_unique<DemoSource>(*task.tokenizer, config.train.context,
+                                               static_cast<uint64_t>(config.train.seed), /*held_out=*/false);
+    return task;
+  }
+  SKEIN_RETURN_IF_ERROR(LoadFiles(config, init, &task));
+  return task;
+}
+
+}  // namespace skein::trainer
