@@ -46,6 +46,7 @@ bool HoldsTensors(const PickleMachine& machine, const PickleValue& value) {
 // What entries that are no tensors mean, for the person who has the file. OK when there are none.
 absl::Status CheckEntries(const PickleMachine& machine, const PickleValue& dict) {
   absl::Status other;
+  int nested_left = 16;  // dicts to look into: a hostile file may name a large one very often
   for (size_t i = 0; i < dict.items.size(); i += 2) {
     const absl::string_view name = machine.value(dict.items[i]).text;
     const PickleValue& value = machine.value(dict.items[i + 1]);
@@ -56,7 +57,7 @@ absl::Status CheckEntries(const PickleMachine& machine, const PickleValue& dict)
           " says that this file was converted for one strategy of the rwkv package (transposed "
           "and rescaled); use the original .pth"));
     }
-    if (HoldsTensors(machine, value)) {
+    if (value.kind == PickleKind::kDict && nested_left-- > 0 && HoldsTensors(machine, value)) {
       return absl::InvalidArgumentError(absl::StrCat(
           "the weights are nested under ", Quoted(name),
           "; save that part alone: torch.save(torch.load(file)[", Quoted(name), "], ...)"));
