@@ -61,7 +61,10 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def fail(self, reason):
-        os.kill(self.pid, signal.SIGTERM)
+        try:
+            os.kill(self.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has ended by itself
         sys.exit(f"serve_as_a_user: FAILED: {reason}")
 
 
