@@ -170,7 +170,7 @@ void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
 }
 
 template <typename Wide>
-void SweepFewRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
+void MultiplyFewRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
   switch (p.T) {
     case 1:
       return Sweep<1, 4, Wide>(p, x, begin, end);
@@ -229,17 +229,25 @@ void PackBlock(const float* x, int64_t stride, int64_t rows, int64_t depth, bool
   }
 }
 
-// A product of a group: its place on the line of all panels' work, and where its x is packed.
+// One distinct x of a group and its packed copy.
+struct Input {
+  const MatmulParams* p = nullptr;  // a product that reads it
+  int64_t begin = 0;                // on the line of all packing work
+  float* packed = nullptr;
+};
+
+// A product and its place on the line of all panels' work, in units of one k of one panel.
 struct Product {
   const MatmulParams* p = nullptr;
-  int64_t begin = 0;        // in units of one k of one panel
-  float* packed = nullptr;  // null: x as it is
+  int64_t begin = 0;
+  int input = -1;
 };
 
 struct Group {
   Product products[kMaxGroup];
-  int n = 0;
-  int64_t work = 0;
+  Input inputs[kMaxGroup];
+  int num_products = 0, num_inputs = 0;
+  int64_t panel_work = 0, pack_work = 0;
 };
 
 // Rows of block b when T rows are dealt evenly to ceil(T / 6) blocks.
@@ -247,23 +255,22 @@ int64_t Blocks(int64_t T) { return (T + kMaxRows - 1) / kMaxRows; }
 int64_t BlockBegin(int64_t T, int64_t block) { return T * block / Blocks(T); }
 
 // Packs row blocks [begin, end) of one x.
-void PackRows(const Product& product, int64_t begin, int64_t end) {
-  const MatmulParams& p = *product.p;
+void PackRows(const Input& input, int64_t begin, int64_t end) {
+  const MatmulParams& p = *input.p;
   const int64_t T = p.T, K = p.w.K;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t row = BlockBegin(T, block), rows = BlockBegin(T, block + 1) - row;
     for (int64_t k = 0; k < K; k += kDepth) {
       const int64_t depth = Least(kDepth, K - k);
       PackBlock(p.x + row * p.x_stride + k, p.x_stride, rows, depth, p.w.dtype == DType::kBF16,
-                product.packed + k * T + row * depth);
+                input.packed + k * T + row * depth);
     }
   }
 }
 
 // Many rows on panels [begin, end).
 template <typename Wide>
-void MultiplyPacked(const Product& product, int64_t begin, int64_t end) {
-  const MatmulParams& p = *product.p;
+void MultiplyManyRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
   const int64_t T = p.T, K = p.w.K, blocks = Blocks(T), step = kBlockRows / kMaxRows;
   for (int64_t first = 0; first < blocks; first += step) {
     const int64_t last = Least(first + step, blocks);
@@ -272,39 +279,36 @@ void MultiplyPacked(const Product& product, int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = BlockBegin(T, block), rows = BlockBegin(T, block + 1) - row;
-          TileOf<Wide>(rows, p, product.packed + k * T + row * depth, row, panel, k, depth);
+          TileOf<Wide>(rows, p, x + k * T + row * depth, row, panel, k, depth);
         }
       }
     }
   }
 }
 
-void RunPanels(const Product& product, int64_t begin, int64_t end) {
-  const MatmulParams& p = *product.p;
-  const bool bf16 = p.w.dtype == DType::kBF16;
+// Panels [begin, end) of one product with packed x.
+template <typename Wide>
+void RunPanels(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
   if (p.T > kMaxRows) {
-    bf16 ? MultiplyPacked<WideBF16>(product, begin, end)
-         : MultiplyPacked<WideF32>(product, begin, end);
-    return;
+    MultiplyManyRows<Wide>(p, x, begin, end);
+  } else {
+    MultiplyFewRows<Wide>(p, x, begin, end);
   }
-  const float* x = p.x;
-  if (bf16 || p.T > 1) {  // every thread packs these few rows for itself
-    float* packed = ThreadScratch(int64_t{p.T} * p.w.K);
-    PackBlock(p.x, p.x_stride, p.T, p.w.K, bf16, packed);
-    x = packed;
-  }
-  bf16 ? SweepFewRows<WideBF16>(p, x, begin, end) : SweepFewRows<WideF32>(p, x, begin, end);
 }
 
 // The panels whose work begins in [begin, end).
 void RunPiece(const Group& group, int64_t begin, int64_t end) {
-  for (int i = 0; i < group.n; ++i) {
+  for (int i = 0; i < group.num_products; ++i) {
     const Product& product = group.products[i];
-    const int64_t K = product.p->w.K, panels = Panels(product.p->w.O);
-    int64_t first = begin > product.begin ? (begin - product.begin + K - 1) / K : 0;
-    int64_t last = end > product.begin ? (end - product.begin + K - 1) / K : 0;
-    last = Least(last, panels);
-    if (first < last) RunPanels(product, first, last);
+    const MatmulParams& p = *product.p;
+    const float* x = group.inputs[product.input].packed;
+    const ItemRange panels = ItemsIn(product.begin, p.w.K, Panels(p.w.O), begin, end);
+    if (panels.first == panels.last) continue;
+    if (p.w.dtype == DType::kBF16) {
+      RunPanels<WideBF16>(p, x, panels.first, panels.last);
+    } else {
+      RunPanels<WideF32>(p, x, panels.first, panels.last);
+    }
   }
 }
 
@@ -313,44 +317,47 @@ bool SameInput(const MatmulParams& a, const MatmulParams& b) {
          a.w.dtype == b.w.dtype;
 }
 
-// Gives every product with many rows a packed copy of its x, shared by products of the same x.
+int FindOrAddInput(const MatmulParams& p, Group* group) {
+  for (int i = 0; i < group->num_inputs; ++i) {
+    if (SameInput(*group->inputs[i].p, p)) return i;
+  }
+  group->inputs[group->num_inputs] = {&p, group->pack_work, nullptr};
+  group->pack_work += Blocks(p.T) * p.w.K;
+  return group->num_inputs++;
+}
+
+// Packs every distinct x of the group into this thread's scratch memory.
 void PackInputs(Group* group, Stream& stream) {
   int64_t floats = 0;
-  for (int i = 0; i < group->n; ++i) {
-    const MatmulParams& p = *group->products[i].p;
-    if (p.T > kMaxRows) floats += int64_t{p.T} * p.w.K;
-  }
-  if (floats == 0) return;
+  for (int i = 0; i < group->num_inputs; ++i)
+    floats += int64_t{group->inputs[i].p->T} * group->inputs[i].p->w.K;
   float* next = ThreadScratch(floats);
-  for (int i = 0; i < group->n; ++i) {
-    Product& product = group->products[i];
-    const MatmulParams& p = *product.p;
-    if (p.T <= kMaxRows) continue;
-    for (int j = 0; j < i && product.packed == nullptr; ++j) {
-      if (SameInput(*group->products[j].p, p)) product.packed = group->products[j].packed;
-    }
-    if (product.packed != nullptr) continue;
-    product.packed = next;
-    next += int64_t{p.T} * p.w.K;
-    ForRange(stream, Blocks(p.T), GrainFor(0.3 * kMaxRows * p.w.K),
-             [&product](int64_t begin, int64_t end) { PackRows(product, begin, end); });
+  for (int i = 0; i < group->num_inputs; ++i) {
+    group->inputs[i].packed = next;
+    next += int64_t{group->inputs[i].p->T} * group->inputs[i].p->w.K;
   }
+  ForRange(stream, group->pack_work, GrainFor(0.3 * kMaxRows), [group](int64_t begin, int64_t end) {
+    for (int i = 0; i < group->num_inputs; ++i) {
+      const Input& input = group->inputs[i];
+      const ItemRange blocks = ItemsIn(input.begin, input.p->w.K, Blocks(input.p->T), begin, end);
+      PackRows(input, blocks.first, blocks.last);
+    }
+  });
 }
 
 void RunGroup(const MatmulParams* params, int n, Stream& stream) {
   Group group;
   int64_t rows = 0;
   for (int i = 0; i < n; ++i) {
-    if (params[i].T <= 0) continue;
-    Product& product = group.products[group.n++];
-    product.p = &params[i];
-    product.begin = group.work;
-    group.work += Panels(params[i].w.O) * params[i].w.K;
-    rows = rows > params[i].T ? rows : params[i].T;
+    const MatmulParams& p = params[i];
+    if (p.T <= 0) continue;
+    group.products[group.num_products++] = {&p, group.panel_work, FindOrAddInput(p, &group)};
+    group.panel_work += Panels(p.w.O) * p.w.K;
+    rows = rows > p.T ? rows : p.T;
   }
   PackInputs(&group, stream);
   // A unit is 32 or 64 bytes of weights and 16 multiply-adds for each row.
-  ForRange(stream, group.work, GrainFor(rows > 4 ? 0.3 * rows : 1.5),
+  ForRange(stream, group.panel_work, GrainFor(rows > 4 ? 0.3 * rows : 1.5),
            [&group](int64_t begin, int64_t end) { RunPiece(group, begin, end); });
 }
 

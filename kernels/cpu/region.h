@@ -40,6 +40,20 @@ inline int64_t GrainFor(double nanoseconds) {
   return items < 1 ? 1 : static_cast<int64_t>(items) + 1;
 }
 
+// Uneven work laid out on a line: `count` items of `cost` units each, the first at `start`. Those
+// that begin in a piece [begin, end) of the line belong to it.
+struct ItemRange {
+  int64_t first;
+  int64_t last;
+};
+inline ItemRange ItemsIn(int64_t start, int64_t cost, int64_t count, int64_t begin, int64_t end) {
+  int64_t first = begin > start ? (begin - start + cost - 1) / cost : 0;
+  int64_t last = end > start ? (end - start + cost - 1) / cost : 0;
+  if (last > count) last = count;
+  if (first > last) first = last;
+  return {first, last};
+}
+
 }  // namespace
 
 // body(begin, end) over [0, n), cut into equal pieces of at least `grain` items, at most one per

@@ -1,15 +1,17 @@
 #include "kernels/cpu/scratch.h"
 
-#include <cstdlib>
 #include <new>
 
 namespace skein::kernels {
 namespace {
 
+constexpr std::align_val_t kAlignment{64};
+
 struct Block {
   float* data = nullptr;
   int64_t floats = 0;
-  ~Block() { std::free(data); }
+  ~Block() { Free(); }
+  void Free() { ::operator delete(data, kAlignment); }
 };
 
 }  // namespace
@@ -17,10 +19,12 @@ struct Block {
 float* ThreadScratch(int64_t floats) {
   thread_local Block block;
   if (floats > block.floats) {
-    std::free(block.data);
-    block.floats = (floats + floats / 2 + 1023) / 1024 * 1024;
-    block.data = static_cast<float*>(std::aligned_alloc(64, block.floats * sizeof(float)));
-    if (block.data == nullptr) throw std::bad_alloc();
+    block.Free();
+    block.data = nullptr;
+    block.floats = 0;
+    const int64_t grown = floats + floats / 2 + 1024;
+    block.data = static_cast<float*>(::operator new(grown * sizeof(float), kAlignment));
+    block.floats = grown;
   }
   return block.data;
 }

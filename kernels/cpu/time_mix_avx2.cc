@@ -149,9 +149,8 @@ void Wkv7(const Wkv7Params& p, Stream& stream) {
     int64_t at = 0;
     for (int64_t row = 0; row < p.batch.num_rows && at < end; ++row) {
       const int64_t cost = p.batch.offsets[row + 1] - p.batch.offsets[row] + kStateCost;
-      const int64_t first = at < begin ? (begin - at + cost - 1) / cost : 0;
-      for (int64_t head = first; head < p.H && at + head * cost < end; ++head)
-        RunHead(p, row, head);
+      const ItemRange heads = ItemsIn(at, cost, p.H, begin, end);
+      for (int64_t head = heads.first; head < heads.last; ++head) RunHead(p, row, head);
       at += cost * p.H;
     }
   });
