@@ -1,0 +1,92 @@
+"""Starts the real skeind on free ports and stops it."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import grpc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("SKEIN_BUILD", ROOT / "build")).resolve()
+SKEIND = BUILD / "bin" / "skeind"
+
+
+def environment():
+    """The caller's, without anything that configures skeind."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("SKEIND_")}
+
+
+def run(*arguments, cwd, env=None, timeout=30):
+    """Runs skeind to its end."""
+    return subprocess.run([SKEIND, *arguments], cwd=cwd, env=env or environment(), timeout=timeout,
+                          capture_output=True, text=True)
+
+
+class Daemon:
+    """A running skeind. `settings` become --set key=value."""
+
+    def __init__(self, model, cwd, settings=None, listen="127.0.0.1:0", env=None):
+        merged = {"listen.address": listen, "listen.metrics": "127.0.0.1:0", "cpu.threads": 1, **(settings or {})}
+        command = [str(SKEIND), "--model", str(model)]
+        for key, value in merged.items():
+            command += ["--set", f"{key}={value}"]
+        self.process = subprocess.Popen(command, cwd=cwd, env=env or environment(), stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        self._new_line = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        ready = self.wait_for_line(r" ready ", timeout=30)
+        self.address = re.search(r" grpc=(\S+)", ready).group(1)
+        self.metrics = re.search(r" metrics=(\S+)", ready).group(1)
+        self.channel = grpc.insecure_channel(self.address)
+
+    def _read(self):
+        for line in self.process.stderr:
+            with self._new_line:
+                self.lines.append(line.rstrip("\n"))
+                self._new_line.notify_all()
+        with self._new_line:
+            self.lines.append(None)
+            self._new_line.notify_all()
+
+    def wait_for_line(self, pattern, timeout=10):
+        end = time.monotonic() + timeout
+        seen = 0
+        with self._new_line:
+            while True:
+                while seen < len(self.lines):
+                    line = self.lines[seen]
+                    seen += 1
+                    if line is None:
+                        raise AssertionError("skeind ended:\n" + self.log())
+                    if re.search(pattern, line):
+                        return line
+                left = end - time.monotonic()
+                assert left > 0, f"no line with {pattern!r}:\n" + self.log()
+                self._new_line.wait(left)
+
+    def log(self):
+        return "\n".join(line for line in self.lines if line is not None)
+
+    def new_channel(self):
+        """A connection of its own, not shared with other channels of this process."""
+        return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout=15):
+        return self.process.wait(timeout)
+
+    def stop(self):
+        self.channel.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        self._reader.join(10)
+        self.process.stderr.close()
