@@ -9,7 +9,7 @@ BUILD := build
 JOBS ?= $(shell deploy/jobs.sh)
 PREFIX ?= /usr/local
 ADDRESS ?= 127.0.0.1:50051
-TRAIN_CONFIG ?= trainer/configs/tiny-shakespeare.yaml
+TRAIN_CONFIG ?= trainer/configs/text.yaml
 CLANG_FORMAT ?= clang-format-14
 
 BUILD_ALL = cmake --build $(BUILD) --parallel $(JOBS)
@@ -56,12 +56,7 @@ train:  ## train a model on a text file: TEXT=file; TRAIN_CONFIG=file for anothe
 	@$(MAKE) --no-print-directory deps programs
 	@deploy/train.sh "$(TEXT)" "$(TRAIN_CONFIG)"
 
-$(BUILD)/python/.generated: $(wildcard proto/*/*/*.proto)
-	@mkdir -p $(@D)
-	@$(TEST_PYTHON) -m grpc_tools.protoc -Iproto --python_out=$(@D) --grpc_python_out=$(@D) $(^:proto/%=%)
-	@touch $@
-
-test: deps-test configure $(BUILD)/python/.generated  ## every test that needs neither a GPU nor the full torch
+test: deps-test configure  ## every test that needs neither a GPU nor the full torch
 	@$(BUILD_ALL)
 	@TEST_PYTHON=$(TEST_PYTHON) tests/run.sh $(BUILD)
 

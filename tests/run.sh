@@ -14,7 +14,7 @@ code=0
 GTEST_OUTPUT="xml:$results/gtest/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
   --output-junit "$results/ctest.xml" "$@" || code=1
 if [[ -n ${TEST_PYTHON:-} ]]; then
-  SKEIN_BUILD=$build PYTHONPATH=$build/python "$TEST_PYTHON" -m pytest tests/python -q -rs \
+  SKEIN_BUILD=$build "$TEST_PYTHON" -m pytest tests/python -q -rs \
     --junitxml="$results/pytest.xml" || code=1
 fi
 python3 tests/summary.py "$results"
