@@ -36,8 +36,8 @@ print_plan() {
 train_demo() {
   if [[ -e $DEMO ]]; then return; fi
   echo "make serve: training the demo model"
-  # An interrupted training goes on where it was.
-  "$BIN/skein-train" --config trainer/configs/demo.yaml --set run.resume=auto
+  # An interrupted training goes on where it was (run.resume in that config).
+  "$BIN/skein-train" --config trainer/configs/demo.yaml
   if [[ ! -e $DEMO ]]; then
     echo "make serve: the training was stopped before it wrote $DEMO; 'make serve' goes on with it" >&2
     exit 1
