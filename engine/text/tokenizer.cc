@@ -44,8 +44,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> WorldFromFile(const std::string& worl
       absl::StrCat("this model needs the World vocabulary, rwkv_vocab_v20230424.txt, and ",
                    world_path.empty() ? std::string("no path to it is given")
                                       : absl::StrCat("'", world_path, "' is not there"),
-                   "; deploy/install-deps.sh fetches it, and any other World-format file can be "
-                   "named in its place"));
+                   "; deploy/install-deps.sh fetches it, and skeind takes its path in the key "
+                   "model.vocabulary"));
 }
 
 // What the checkpoint says about its own tokenizer; `kind` is empty when it says nothing.
