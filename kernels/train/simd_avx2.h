@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 namespace skein::kernels::train {
 namespace {
 
@@ -36,10 +38,60 @@ namespace {
   return _mm256_div_ps(one, _mm256_add_ps(one, Exp(_mm256_sub_ps(_mm256_setzero_ps(), x))));
 }
 
+// Up to eight neighbouring floats; those beyond the end of an array read as zero and are not
+// written.
+class Lanes {
+ public:
+  // `rest` elements are left, at least one.
+  explicit Lanes(int64_t rest) : full_(rest >= 8) {
+    if (!full_) {
+      const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+      mask_ = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(rest)), index);
+    }
+  }
+  __m256 Load(const float* p) const {
+    return full_ ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask_);
+  }
+  void Store(float* p, __m256 x) const {
+    if (full_) {
+      _mm256_storeu_ps(p, x);
+    } else {
+      _mm256_maskstore_ps(p, mask_, x);
+    }
+  }
+  void Add(float* p, __m256 x) const { Store(p, Load(p) + x); }
+  // x with zeros in the lanes beyond the end.
+  __m256 Keep(__m256 x) const { return full_ ? x : _mm256_and_ps(x, _mm256_castsi256_ps(mask_)); }
+
+ private:
+  bool full_;
+  __m256i mask_ = _mm256_setzero_si256();
+};
+
+[[maybe_unused]] inline __m256 Broadcast(float x) { return _mm256_set1_ps(x); }
+
 [[maybe_unused]] inline float SumLanes(__m256 x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+// Sum over i in [0, n) of f(i, lanes), eight at a time; f's lanes beyond the end do not count. Four
+// running sums hide the latency of an addition.
+template <class F>
+inline float SumOver(int64_t n, const F& f) {
+  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                    _mm256_setzero_ps()};
+  int64_t i = 0;
+  const Lanes full(8);
+  for (; i + 32 <= n; i += 32) {
+    for (int j = 0; j < 4; ++j) sums[j] += f(i + 8 * j, full);
+  }
+  for (int j = 0; i < n; i += 8, j = (j + 1) % 4) {
+    const Lanes lanes(n - i);
+    sums[j] += lanes.Keep(f(i, lanes));
+  }
+  return SumLanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 }  // namespace

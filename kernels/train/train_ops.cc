@@ -29,13 +29,19 @@ TrainOps<Real> MakePlain() {
           .adamw = PlainAdamW};
 }
 
-TrainOps<float> MakeAvx2() {
-  TrainOps<float> ops = PlainTrainOps<float>();
-  ops.tier = "avx2";
-  ops.wkv7 = Avx2Wkv7;
-  ops.wkv7_grad = Avx2Wkv7Grad;
-  return ops;
-}
+constexpr TrainOps<float> kAvx2 = {.tier = "avx2",
+                                   .add_norm_mix = Avx2AddNormMix,
+                                   .add_norm_mix_grad = Avx2AddNormMixGrad,
+                                   .prepare = Avx2Prepare,
+                                   .prepare_grad = Avx2PrepareGrad,
+                                   .wkv7 = Avx2Wkv7,
+                                   .wkv7_grad = Avx2Wkv7Grad,
+                                   .norm_bonus_gate = Avx2NormBonusGate,
+                                   .norm_bonus_gate_grad = Avx2NormBonusGateGrad,
+                                   .cross_entropy = Avx2CrossEntropy,
+                                   .relu_squared = Avx2ReluSquared,
+                                   .relu_squared_grad = Avx2ReluSquaredGrad,
+                                   .adamw = Avx2AdamW};
 
 const TrainOps<float>& ChooseFloat() {
   const char* forced = std::getenv("SKEIN_CPU");
@@ -66,8 +72,7 @@ const TrainOps<float>* FindTrainOps(const char* tier) {
   if (std::strcmp(tier, "plain") == 0) return &PlainTrainOps<float>();
   if (std::strcmp(tier, "avx2") != 0) return nullptr;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
-  static const TrainOps<float> ops = MakeAvx2();
-  return &ops;
+  return &kAvx2;
 }
 
 template <>
