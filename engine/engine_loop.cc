@@ -107,7 +107,7 @@ absl::Duration EngineLoop::since_heartbeat() const {
 void EngineLoop::TakeArrivals() {
   for (SequencePtr& sequence : arrivals_) {
     const Scheduler::Ticket ticket = next_ticket_++;
-    scheduler_.Enqueue(ticket, sequence->submitted, sequence->ends_by());
+    scheduler_.Enqueue(ticket, sequence->submitted);
     waiting_.emplace(ticket, std::move(sequence));
   }
   arrivals_.clear();
@@ -245,6 +245,8 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
     Finish(sequence.get(), End::kLength, absl::OkStatus());
     return;
   }
+  sequence->paused = !sequence->stream->Writable();
+  sequence->paused_since = now;
   running_.push_back(std::move(sequence));
 }
 

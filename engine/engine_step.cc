@@ -14,10 +14,6 @@ namespace skein::engine {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
-// A state held for a stop string this many tokens ago is replaced when a new partial match begins:
-// otherwise the next turn would have to feed all of them again.
-constexpr int64_t kHeldTooOld = 32;
-
 absl::Status NonFinite(int64_t position) {
   return base::MakeStatus(
       absl::StatusCode::kInternal, "NON_FINITE_LOGITS",
@@ -185,10 +181,8 @@ void EngineLoop::KeepHeldState(Sequence* sequence) {
     sequence->held_state = {};
     return;
   }
-  const bool have = sequence->held_consumed >= 0;
-  const bool too_old = have && sequence->consumed - sequence->held_consumed > kHeldTooOld;
-  if (have && !(too_old && sequence->hold_back->begins_in_newest())) return;
-  if (!have && !spare_states_.empty()) {
+  if (sequence->held_consumed >= 0) return;
+  if (!spare_states_.empty()) {
     sequence->held_state = std::move(spare_states_.back());
     spare_states_.pop_back();
   }

@@ -31,8 +31,6 @@ class HoldBack {
   void ReleaseAll(std::vector<TokenEvent>* released);
 
   int32_t held() const { return static_cast<int32_t>(held_.size()); }
-  // The earliest partial match begins in the newest token.
-  bool begins_in_newest() const { return held_.size() == 1; }
 
  private:
   struct Held {

@@ -20,9 +20,7 @@ bool IsPrefill(const RowDemand& row) { return !row.blocked && row.remaining > 0 
 
 Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {}
 
-void Scheduler::Enqueue(Ticket ticket, absl::Time arrived, absl::Time deadline) {
-  line_.push_back({ticket, arrived, deadline});
-}
+void Scheduler::Enqueue(Ticket ticket, absl::Time arrived) { line_.push_back({ticket, arrived}); }
 
 bool Scheduler::Remove(Ticket ticket) {
   const auto it = std::find_if(line_.begin(), line_.end(),
@@ -37,22 +35,6 @@ std::optional<Scheduler::Ticket> Scheduler::Pop() {
   const Ticket ticket = line_.front().ticket;
   line_.pop_front();
   return ticket;
-}
-
-std::optional<Scheduler::Ticket> Scheduler::PopExpired(absl::Time now) {
-  for (auto it = line_.begin(); it != line_.end(); ++it) {
-    if (it->deadline > now) continue;
-    const Ticket ticket = it->ticket;
-    line_.erase(it);
-    return ticket;
-  }
-  return std::nullopt;
-}
-
-absl::Time Scheduler::next_deadline() const {
-  absl::Time earliest = absl::InfiniteFuture();
-  for (const Waiting& w : line_) earliest = std::min(earliest, w.deadline);
-  return earliest;
 }
 
 absl::Duration Scheduler::oldest(absl::Time now) const {

@@ -45,17 +45,14 @@ class Scheduler {
 
   explicit Scheduler(const SchedulerOptions& options);
 
-  // The waiting line: first come, first served; whoever passes its deadline leaves.
-  void Enqueue(Ticket ticket, absl::Time arrived, absl::Time deadline);
+  // The waiting line: first come, first served. Who is overdue or cancelled is removed by the
+  // caller.
+  void Enqueue(Ticket ticket, absl::Time arrived);
   bool Remove(Ticket ticket);
   // The next one to be admitted.
   std::optional<Ticket> Pop();
-  // Removes one whose deadline is at or before `now`; call until there is none.
-  std::optional<Ticket> PopExpired(absl::Time now);
   int64_t waiting() const { return static_cast<int64_t>(line_.size()); }
   Ticket waiting_at(int64_t position) const { return line_[position].ticket; }
-  // The earliest time at which PopExpired has something.
-  absl::Time next_deadline() const;
   absl::Duration oldest(absl::Time now) const;
 
   // Overwrites *shares with the next step, in order of row; empty when no row can do anything.
@@ -69,7 +66,6 @@ class Scheduler {
   struct Waiting {
     Ticket ticket = 0;
     absl::Time arrived;
-    absl::Time deadline;
   };
   struct Room {
     int64_t rows, tokens, logits, prefill;

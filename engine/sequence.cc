@@ -95,8 +95,6 @@ int64_t Sequence::prefill_target() const {
   return std::max<int64_t>(0, prompt_size - (leave_last ? 1 : 0));
 }
 
-absl::Time Sequence::ends_by() const { return std::min(deadline, submitted + stopping.max_time); }
-
 RowDemand Sequence::Demand() const {
   RowDemand demand;
   const int64_t end = output_size() > 0 ? static_cast<int64_t>(tokens.size()) : prefill_target();

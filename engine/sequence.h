@@ -95,9 +95,6 @@ struct Sequence {
   // Tokens to consume before the first output, or at all when there is none. With max_tokens 0 the
   // last token stays pending, so that the next turn has something to go on from.
   int64_t prefill_target() const;
-  // When max_time or the deadline ends it.
-  absl::Time ends_by() const;
-
   RowDemand Demand() const;
   // Appends the next n tokens to consume.
   void AppendNext(int32_t n, std::vector<int32_t>* out) const;

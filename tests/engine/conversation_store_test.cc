@@ -1,0 +1,277 @@
+#include "engine/store/conversation_store.h"
+
+#include <gmock/gmock.h>
+
+#include "engine/base/status.h"
+
+namespace skein::engine {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kModel = 3;
+constexpr int64_t kFloats = 100;  // 464 bytes a snapshot
+
+TemplateCursor NoCursor(const std::vector<int32_t>&) { return TemplateCursor::kOpenTurn; }
+
+std::shared_ptr<const StateSnapshot> State(int64_t consumed) {
+  auto snapshot = std::make_shared<StateSnapshot>();
+  snapshot->model_fingerprint = kModel;
+  snapshot->consumed = consumed;
+  snapshot->state.assign(kFloats, static_cast<float>(consumed));
+  return snapshot;
+}
+
+struct StoreTest : ::testing::Test {
+  void Make(ConversationStoreOptions options = {}) {
+    store = std::make_unique<ConversationStore>(options, kModel, NoCursor);
+  }
+  // A turn on top of the head (or `base`): one input token, `outputs` output tokens, the last one
+  // not consumed.
+  int64_t Turn(const std::string& id, int32_t token, int32_t outputs = 2,
+               std::optional<int64_t> base = {}) {
+    auto lease = store->Acquire(id, true, base, std::nullopt);
+    EXPECT_TRUE(lease.ok()) << lease.status();
+    const int64_t tokens = lease->tokens + 1 + outputs;
+    const auto version = store->Commit(*lease, {token}, std::vector<int32_t>(outputs, token + 1),
+                                       State(tokens - 1), "stop", "request");
+    EXPECT_TRUE(version.ok()) << version.status();
+    return *version;
+  }
+  std::unique_ptr<ConversationStore> store;
+};
+
+TEST_F(StoreTest, TurnsMakeATree) {
+  Make();
+  EXPECT_EQ(Turn("c", 10), 1);
+  EXPECT_EQ(Turn("c", 20), 2);
+  EXPECT_EQ(Turn("c", 30, 2, 1), 3);
+  EXPECT_EQ(Turn("c", 40, 2, 0), 4);
+  const auto history = *store->History("c");
+  ASSERT_EQ(history.size(), 4u);
+  EXPECT_EQ(history[0].parent, 0);
+  EXPECT_EQ(history[1].parent, 1);
+  EXPECT_EQ(history[2].parent, 1);
+  EXPECT_EQ(history[3].parent, 0);
+  EXPECT_EQ(history[2].tokens, 6);
+  EXPECT_THAT(history[1].input, ElementsAre(20));
+  EXPECT_THAT(history[1].output, ElementsAre(21, 21));
+  const ConversationInfo info = *store->Get("c");
+  EXPECT_EQ(info.head, 4);
+  EXPECT_EQ(info.tokens, 3);
+  EXPECT_EQ(info.last_request_id, "request");
+  EXPECT_EQ(info.last_end, "stop");
+  EXPECT_EQ(info.state_bytes, 4 * State(0)->bytes());
+}
+
+TEST_F(StoreTest, LeaseHoldsSnapshotAndPendingTokens) {
+  Make();
+  Turn("c", 10);
+  Turn("c", 20);
+  const Lease lease = *store->Acquire("c", false, std::nullopt, std::nullopt);
+  EXPECT_EQ(lease.base_version, 2);
+  EXPECT_EQ(lease.tokens, 6);
+  EXPECT_EQ(lease.snapshot->consumed, 5);
+  EXPECT_THAT(lease.pending, ElementsAre(21));
+  EXPECT_FALSE(lease.rebuilt);
+  EXPECT_EQ(lease.cursor, TemplateCursor::kOpenTurn);
+  store->Release(lease, "r", "CANCELLED");
+  EXPECT_EQ(store->Get("c")->last_end, "CANCELLED");
+  const Lease empty = *store->Acquire("c", false, 0, std::nullopt);
+  EXPECT_EQ(empty.snapshot, nullptr);
+  EXPECT_EQ(empty.cursor, TemplateCursor::kStart);
+  EXPECT_THAT(empty.pending, IsEmpty());
+}
+
+TEST_F(StoreTest, CursorSeesTheLastTokens) {
+  std::vector<int32_t> seen;
+  store = std::make_unique<ConversationStore>(ConversationStoreOptions{}, kModel,
+                                              [&](const std::vector<int32_t>& t) {
+                                                seen = t;
+                                                return TemplateCursor::kClosedTurn;
+                                              });
+  Turn("c", 10, 1);
+  Turn("c", 20, 1);
+  EXPECT_EQ(store->Peek("c", std::nullopt)->cursor, TemplateCursor::kClosedTurn);
+  EXPECT_THAT(seen, ElementsAre(10, 11, 20, 21));
+}
+
+TEST_F(StoreTest, AtLeastOnePendingTakesAnOlderState) {
+  Make();
+  Turn("c", 10);
+  const Lease lease = *store->Acquire("c", false, std::nullopt, std::nullopt);
+  ASSERT_TRUE(store->Commit(lease, {20}, {21}, State(5), "stop", "r")
+                  .ok());  // everything consumed: it hit a stop
+  EXPECT_THAT(store->Peek("c", std::nullopt)->pending, IsEmpty());
+  const Lease again = *store->Peek("c", std::nullopt, Pending::kAtLeastOne);
+  EXPECT_EQ(again.snapshot->consumed, 2);
+  EXPECT_THAT(again.pending, ElementsAre(11, 20, 21));
+  EXPECT_TRUE(again.rebuilt);
+}
+
+TEST_F(StoreTest, Refusals) {
+  ConversationStoreOptions options;
+  options.max_conversations = 2;
+  Make(options);
+  Turn("c", 10);
+  const auto acquire = [&](absl::string_view id, bool create, std::optional<int64_t> base,
+                           std::optional<int64_t> expected) {
+    return store->Acquire(id, create, base, expected).status();
+  };
+  EXPECT_EQ(base::Reason(acquire("x", false, {}, {})), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(acquire("c", false, 7, {})), "VERSION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(acquire("x", true, 7, {})), "VERSION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(acquire("c", false, {}, 2)), "VERSION_MISMATCH");
+  EXPECT_EQ(base::Reason(acquire("x", true, {}, 2)), "VERSION_MISMATCH");
+  EXPECT_FALSE(store->Get("x").ok());
+  const Lease lease = *store->Acquire("c", false, {}, 1);
+  EXPECT_EQ(base::Reason(acquire("c", false, {}, {})), "CONVERSATION_BUSY");
+  EXPECT_EQ(base::Reason(store->Delete("c")), "CONVERSATION_BUSY");
+  EXPECT_TRUE(store->Peek("c", std::nullopt).ok());
+  store->Release(lease, "r", "error");
+  EXPECT_EQ(base::Reason(store->Create("c").status()), "CONVERSATION_EXISTS");
+  const std::string made = store->Create("")->id;
+  EXPECT_EQ(made.size(), 32u);
+  EXPECT_EQ(base::Reason(acquire("third", true, {}, {})), "CONVERSATION_LIMIT");
+  EXPECT_EQ(base::Reason(store->Create("").status()), "CONVERSATION_LIMIT");
+  EXPECT_EQ(base::Reason(store->Fork("c", {}, 1, {}).status()), "CONVERSATION_LIMIT");
+  EXPECT_TRUE(store->Delete(made).ok());
+  EXPECT_EQ(base::Reason(store->Delete(made)), "CONVERSATION_NOT_FOUND");
+}
+
+TEST_F(StoreTest, ReleasingACreatedConversationRemovesIt) {
+  Make();
+  const Lease lease = *store->Acquire("c", true, {}, {});
+  EXPECT_TRUE(lease.created);
+  EXPECT_TRUE(store->Get("c")->busy);
+  store->Release(lease, "r", "error");
+  EXPECT_FALSE(store->Get("c").ok());
+  EXPECT_EQ(store->gauges().token_bytes, 0);
+}
+
+TEST_F(StoreTest, LeastRecentlyUsedSnapshotsGoFirst) {
+  ConversationStoreOptions options;
+  options.budget_bytes = 3 * State(0)->bytes();
+  Make(options);
+  Turn("a", 10);
+  Turn("b", 10);
+  Turn("c", 10);
+  ASSERT_TRUE(store->Peek("a", std::nullopt).ok());  // now b is the oldest
+  Turn("d", 10);
+  EXPECT_TRUE((*store->History("a"))[0].has_state);
+  EXPECT_FALSE((*store->History("b"))[0].has_state);
+  EXPECT_TRUE((*store->History("c"))[0].has_state);
+  EXPECT_EQ(store->gauges().evictions, 1);
+  EXPECT_LE(store->gauges().snapshot_bytes, options.budget_bytes);
+  const Lease lease = *store->Peek("b", std::nullopt);
+  EXPECT_EQ(lease.snapshot, nullptr);
+  EXPECT_TRUE(lease.rebuilt);
+  EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
+  EXPECT_EQ(store->gauges().misses, 1);
+}
+
+TEST_F(StoreTest, NewestVersionsKeepTheirStates) {
+  ConversationStoreOptions options;
+  options.history = 2;
+  Make(options);
+  for (int i = 0; i < 5; ++i) Turn("c", 10 * i);
+  const auto history = *store->History("c");
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(history[i].has_state, i >= 3) << i;
+  EXPECT_EQ(store->gauges().snapshot_bytes, 2 * State(0)->bytes());
+  // An old version is rebuilt from the tokens of its ancestors.
+  EXPECT_THAT(store->Peek("c", 2)->pending, ElementsAre(0, 1, 1, 10, 11, 11));
+  // A version after a kept one is rebuilt from that.
+  Turn("c", 70, 2, 3);
+  EXPECT_EQ(store->Peek("c", 6)->snapshot->consumed, 11);
+}
+
+TEST_F(StoreTest, ForksShareStatesAndTokens) {
+  Make();
+  Turn("c", 10);
+  Turn("c", 20);
+  const ConversationStoreGauges before = store->gauges();
+  const auto copies = *store->Fork("c", std::nullopt, 3, {"x", "y", "z"});
+  EXPECT_EQ(copies[1].id, "y");
+  EXPECT_EQ(copies[1].head, 2);
+  EXPECT_EQ(store->gauges().snapshot_bytes, before.snapshot_bytes);
+  EXPECT_LT(store->gauges().token_bytes - before.token_bytes, 3 * 1000);
+  EXPECT_EQ(store->Peek("y", 1)->snapshot, store->Peek("c", 1)->snapshot);
+  EXPECT_EQ(Turn("y", 30), 3);
+  EXPECT_EQ(store->Get("c")->head, 2);
+  ASSERT_TRUE(store->Delete("c").ok());
+  EXPECT_EQ(store->Peek("x", std::nullopt)->snapshot->consumed, 5);
+  for (const char* id : {"x", "y", "z"}) ASSERT_TRUE(store->Delete(id).ok());
+  EXPECT_EQ(store->gauges().snapshot_bytes, 0);
+  EXPECT_EQ(store->gauges().token_bytes, 0);
+}
+
+TEST_F(StoreTest, ForkIsAllOrNothing) {
+  Make();
+  Turn("c", 10);
+  Turn("taken", 10);
+  EXPECT_EQ(store->Fork("c", {}, 2, {"new", "taken"}).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(store->Fork("c", {}, 2, {"same", "same"}).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(store->Fork("c", {}, 2, {"one"}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->Fork("c", {}, 0, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->Fork("c", 9, 1, {}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->Fork("no", {}, 1, {}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->gauges().conversations, 2);
+  EXPECT_EQ(store->Fork("c", 0, 1, {"empty"})->at(0).tokens, 0);
+}
+
+TEST_F(StoreTest, RewindMovesTheHead) {
+  Make();
+  Turn("c", 10);
+  Turn("c", 20);
+  EXPECT_EQ(store->Rewind("c", 1)->head, 1);
+  EXPECT_EQ(store->Rewind("c", 9).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Turn("c", 30), 3);  // ids are never reused
+  EXPECT_EQ((*store->History("c"))[2].parent, 1);
+  EXPECT_EQ(store->Rewind("c", 0)->tokens, 0);
+  EXPECT_EQ(store->Rewind("c", 2)->tokens, 6);
+}
+
+TEST_F(StoreTest, ListIsOrderedAndPaged) {
+  Make();
+  for (const char* id : {"b2", "a", "b1", "c", "b3"}) Turn(id, 1);
+  const auto names = [&](absl::string_view prefix, absl::string_view after, int32_t limit) {
+    std::vector<std::string> ids;
+    for (const ConversationInfo& info : store->List(prefix, after, limit)) ids.push_back(info.id);
+    return ids;
+  };
+  EXPECT_THAT(names("", "", 10), ElementsAre("a", "b1", "b2", "b3", "c"));
+  EXPECT_THAT(names("b", "", 2), ElementsAre("b1", "b2"));
+  EXPECT_THAT(names("b", "b2", 2), ElementsAre("b3"));
+  EXPECT_THAT(names("b", "a", 9), ElementsAre("b1", "b2", "b3"));
+  EXPECT_THAT(names("b", "c", 9), IsEmpty());
+  EXPECT_THAT(names("", "b3", 9), ElementsAre("c"));
+}
+
+TEST_F(StoreTest, TokensAreBounded) {
+  ConversationStoreOptions options;
+  options.token_budget_bytes = 8000;
+  Make(options);
+  Turn("c", 10, 1000);
+  auto lease = store->Acquire("c", false, {}, {});
+  ASSERT_TRUE(lease.ok());
+  const auto refused =
+      store->Commit(*lease, std::vector<int32_t>(1000, 1), {}, nullptr, "stop", "r");
+  EXPECT_EQ(base::Reason(refused.status()), "CONVERSATION_MEMORY");
+  EXPECT_TRUE(store->Get("c")->busy);
+  store->Release(*lease, "r", "RESOURCE_EXHAUSTED");
+  EXPECT_EQ(store->Get("c")->head, 1);
+  // Empty turns are not free either.
+  int commits = 0;
+  while (true) {
+    lease = store->Acquire("c", false, {}, {});
+    if (!lease.ok() || !store->Commit(*lease, {}, {}, nullptr, "stop", "r").ok()) break;
+    ASSERT_LT(++commits, 100);
+  }
+  EXPECT_LE(store->gauges().token_bytes, 8000);
+}
+
+}  // namespace
+}  // namespace skein::engine
