@@ -66,8 +66,8 @@ Batch WindowSource::Get(int64_t first, int64_t B) const {
   return MakeBatch(rows, T_, document_reset_);
 }
 
-std::vector<Batch> ValidationBatches(const TokenStream& stream, int64_t T, int64_t B, int64_t max_windows,
-                                     bool document_reset) {
+std::vector<Batch> ValidationBatches(const TokenStream& stream, int64_t T, int64_t B,
+                                     int64_t max_windows, bool document_reset) {
   const int64_t windows = (stream.size() - 1 + T - 1) / T;
   const int64_t wanted = max_windows > 0 ? std::min(windows, max_windows) : windows;
   std::vector<Batch> batches;

@@ -22,7 +22,8 @@ struct Batch {
   double weight_sum = 0;
 };
 
-// One row: tokens[0..T] (T + 1 of them, or fewer: the rest is padded and ignored) and the loss weight of each.
+// One row: tokens[0..T] (T + 1 of them, or fewer: the rest is padded and ignored) and the loss
+// weight of each.
 struct Row {
   std::vector<int32_t> tokens;
   std::vector<float> weights;  // as long as tokens; weights[0] is not used
@@ -50,9 +51,9 @@ class WindowSource final : public BatchSource {
   const bool document_reset_;
 };
 
-// Non-overlapping windows of all of `stream`, in order; the last one may be shorter. At most `max_windows` (0: all),
-// spread evenly.
-std::vector<Batch> ValidationBatches(const TokenStream& stream, int64_t T, int64_t B, int64_t max_windows,
-                                     bool document_reset);
+// Non-overlapping windows of all of `stream`, in order; the last one may be shorter. At most
+// `max_windows` (0: all), spread evenly.
+std::vector<Batch> ValidationBatches(const TokenStream& stream, int64_t T, int64_t B,
+                                     int64_t max_windows, bool document_reset);
 
 }  // namespace skein::trainer

@@ -13,16 +13,21 @@ constexpr char kMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', 0, 0};
 constexpr size_t kHeaderBytes = sizeof(kMagic) + 8 + 1 + 8 + 8;
 
 std::string Prefix(const std::string& path) {
-  if (absl::EndsWith(path, ".idx") || absl::EndsWith(path, ".bin")) return path.substr(0, path.size() - 4);
+  if (absl::EndsWith(path, ".idx") || absl::EndsWith(path, ".bin"))
+    return path.substr(0, path.size() - 4);
   return path;
 }
 
 int WidthOf(uint8_t type) {  // of the integer types that can hold token ids
   switch (type) {
-    case 1: return 1;
-    case 4: return 4;
-    case 8: return 2;
-    default: return 0;
+    case 1:
+      return 1;
+    case 4:
+      return 4;
+    case 8:
+      return 2;
+    default:
+      return 0;
   }
 }
 
@@ -55,11 +60,13 @@ absl::StatusOr<Index> ParseIndex(const base::MappedFile& file) {
     return Bad(path, "not a binidx index (it must start with MMIDIDX)");
   }
   p += sizeof(kMagic);
-  if (Load<uint64_t>(p) != 1) return Bad(path, absl::StrCat("binidx version ", Load<uint64_t>(p), ", expected 1"));
+  if (Load<uint64_t>(p) != 1)
+    return Bad(path, absl::StrCat("binidx version ", Load<uint64_t>(p), ", expected 1"));
   Index index;
   index.width = WidthOf(p[8]);
   if (index.width == 0) {
-    return Bad(path, absl::StrCat("token type code ", int{p[8]}, " (u8 = 1, i32 = 4, u16 = 8 are read)"));
+    return Bad(path,
+               absl::StrCat("token type code ", int{p[8]}, " (u8 = 1, i32 = 4, u16 = 8 are read)"));
   }
   const uint64_t items = Load<uint64_t>(p + 9), documents = Load<uint64_t>(p + 17);
   const uint64_t room = file.size() - kHeaderBytes;
@@ -75,8 +82,9 @@ absl::StatusOr<Index> ParseIndex(const base::MappedFile& file) {
     const int64_t offset = Load<int64_t>(offsets + i * 8);
     if (size < 0) return Bad(path, absl::StrCat("item ", i, " has the size ", size));
     if (offset != index.tokens * index.width) {
-      return Bad(path, absl::StrCat("item ", i, " starts at byte ", offset, ", expected ",
-                                    index.tokens * index.width, " (items must follow one another)"));
+      return Bad(path,
+                 absl::StrCat("item ", i, " starts at byte ", offset, ", expected ",
+                              index.tokens * index.width, " (items must follow one another)"));
     }
     index.tokens += size;
     index.ends.push_back(index.tokens);
@@ -88,10 +96,12 @@ absl::StatusOr<Index> ParseIndex(const base::MappedFile& file) {
 
 absl::StatusOr<TokenStream> ReadBinidx(const std::string& path) {
   const std::string prefix = Prefix(path);
-  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::MappedFile> idx, base::MappedFile::Open(prefix + ".idx"));
+  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::MappedFile> idx,
+                         base::MappedFile::Open(prefix + ".idx"));
   SKEIN_ASSIGN_OR_RETURN(Index index, ParseIndex(*idx));
   if (index.tokens == 0) return Bad(prefix + ".idx", "holds no tokens");
-  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::MappedFile> bin, base::MappedFile::Open(prefix + ".bin"));
+  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::MappedFile> bin,
+                         base::MappedFile::Open(prefix + ".bin"));
   if (bin->size() < static_cast<uint64_t>(index.tokens) * static_cast<uint64_t>(index.width)) {
     return Bad(prefix + ".bin", absl::StrCat("has ", bin->size(), " bytes, the index needs ",
                                              index.tokens * index.width, " (truncated?)"));
@@ -105,7 +115,8 @@ absl::Status WriteBinidx(const std::string& prefix, const TokenStream& stream) {
   if (ends.empty() || ends.back() != stream.size()) ends.push_back(stream.size());
   const bool wide = stream.MaxToken() > UINT16_MAX;
   const int64_t width = wide ? 4 : 2;
-  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::AtomicFile> bin, base::AtomicFile::Create(prefix + ".bin"));
+  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<base::AtomicFile> bin,
+                         base::AtomicFile::Create(prefix + ".bin"));
   std::string index(kMagic, sizeof(kMagic)), sizes, offsets, bytes;
   std::vector<int32_t> tokens;
   int64_t begin = 0;
@@ -113,7 +124,8 @@ absl::Status WriteBinidx(const std::string& prefix, const TokenStream& stream) {
     tokens.resize(static_cast<size_t>(end - begin));
     stream.Read(begin, end - begin, tokens.data());
     bytes.clear();
-    for (int32_t token : tokens) bytes.append(reinterpret_cast<const char*>(&token), static_cast<size_t>(width));
+    for (int32_t token : tokens)
+      bytes.append(reinterpret_cast<const char*>(&token), static_cast<size_t>(width));
     SKEIN_RETURN_IF_ERROR(bin->Append(bytes));
     if (end - begin > INT32_MAX) return Bad(prefix, "a document has more than 2^31 tokens");
     Store<int32_t>(&sizes, static_cast<int32_t>(end - begin));

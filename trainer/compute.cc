@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <spdlog/fmt/fmt.h>
 
+#include "absl/strings/str_format.h"
 namespace skein::trainer {
 namespace {
 
@@ -28,7 +28,8 @@ double BestSeconds(const at::Tensor& x, const at::Tensor& w, bool bf16) {
     } else {
       x.mm(w);
     }
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -56,8 +57,9 @@ ComputeChoice ChooseCompute(const std::string& wanted, int64_t rows, int64_t C) 
   c10::AutoGradMode off(false);
   const at::Tensor x = at::ones({std::min<int64_t>(rows, 4096), C}), w = at::ones({C, 4 * C});
   const double fp32 = BestSeconds(x, w, false), bf16 = BestSeconds(x, w, true);
-  if (bf16 < fp32) return {true, fmt::format("bf16 (auto: measured {:.2f} times as fast as fp32)", fp32 / bf16)};
-  return {false, fmt::format("fp32 (auto: bf16 measured {:.2f} times as slow)", bf16 / fp32)};
+  if (bf16 < fp32)
+    return {true, absl::StrFormat("bf16 (auto: measured %.2f times as fast as fp32)", fp32 / bf16)};
+  return {false, absl::StrFormat("fp32 (auto: bf16 measured %.2f times as slow)", bf16 / fp32)};
 }
 
 }  // namespace skein::trainer

@@ -1,5 +1,6 @@
 #pragma once
-// What a training run is told: one YAML file, every key known, every value checked. trainer/configs/ has examples.
+// What a training run is told: one YAML file, every key known, every value checked.
+// trainer/configs/ has examples.
 
 #include <cstdint>
 #include <string>
@@ -51,8 +52,8 @@ struct EvaluateConfig {
 };
 
 struct SaveConfig {
-  int64_t every = 500;         // steps between resumable states; 0: only at the end
-  bool keep_every = false;     // also keep step-N.safetensors each time
+  int64_t every = 500;      // steps between resumable states; 0: only at the end
+  bool keep_every = false;  // also keep step-N.safetensors each time
   bool best = true;
   bool initial = false;        // initial.safetensors before the first step
   bool pth = false;            // last.pth beside last.safetensors
@@ -80,8 +81,8 @@ void Describe(Config* config, base::YamlSchema* schema);
 // What no single key can say: combinations.
 absl::Status Validate(const Config& config);
 
-// The lines of two printed configs that differ and change what is computed (not run.*, log.*, ...): a resumed run
-// must have none.
+// The lines of two printed configs that differ and change what is computed (not run.*, log.*, ...):
+// a resumed run must have none.
 std::vector<std::string> IncompatibleChanges(const std::string& saved, const std::string& now);
 
 }  // namespace skein::trainer

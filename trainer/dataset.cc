@@ -38,10 +38,12 @@ absl::Status LoadText(const std::string& path, const engine::Tokenizer& tokenize
   return absl::OkStatus();
 }
 
-absl::Status LoadFolder(const std::string& path, const engine::Tokenizer& tokenizer, Corpus* corpus) {
+absl::Status LoadFolder(const std::string& path, const engine::Tokenizer& tokenizer,
+                        Corpus* corpus) {
   std::vector<std::string> files;
   std::error_code error;
-  for (fs::recursive_directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+  for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
+       it.increment(error)) {
     const bool hidden = absl::StartsWith(it->path().filename().string(), ".");
     if (it->is_regular_file() && !hidden) files.push_back(it->path().string());
   }
@@ -73,15 +75,16 @@ absl::StatusOr<std::vector<Message>> ParseMessages(const json& list) {
 }
 
 absl::Status AddJsonLine(absl::string_view line, const engine::Tokenizer& tokenizer,
-                         const engine::ChatTemplate& chat, const DataConfig& config, Corpus* corpus) {
+                         const engine::ChatTemplate& chat, const DataConfig& config,
+                         Corpus* corpus) {
   const json object = json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
   if (object.contains("messages")) {
     SKEIN_ASSIGN_OR_RETURN(const std::vector<Message> messages, ParseMessages(object["messages"]));
     corpus->messages = true;
-    SKEIN_RETURN_IF_ERROR(AppendConversation(tokenizer, chat, messages,
-                                             static_cast<float>(config.user_weight),
-                                             static_cast<float>(config.assistant_weight), &corpus->all));
+    SKEIN_RETURN_IF_ERROR(
+        AppendConversation(tokenizer, chat, messages, static_cast<float>(config.user_weight),
+                           static_cast<float>(config.assistant_weight), &corpus->all));
     // The end of a document stops an answer too.
     corpus->EndDocument(static_cast<float>(config.assistant_weight));
     return absl::OkStatus();
@@ -110,9 +113,10 @@ absl::Status LoadJsonLines(const std::string& path, const engine::Tokenizer& tok
   return absl::OkStatus();
 }
 
-// The default stops are a separator with the next speaker's label ("\n\nUser"), so the label after an answer is part
-// of what the assistant must learn to write.
-void WeighLabel(const engine::Tokenizer& tokenizer, size_t bytes, size_t begin, float weight, WeightedTokens* out) {
+// The default stops are a separator with the next speaker's label ("\n\nUser"), so the label after
+// an answer is part of what the assistant must learn to write.
+void WeighLabel(const engine::Tokenizer& tokenizer, size_t bytes, size_t begin, float weight,
+                WeightedTokens* out) {
   size_t done = 0;
   for (size_t i = begin; i < out->tokens.size() && done < bytes; ++i) {
     out->weights[i] = std::max(out->weights[i], weight);
@@ -134,9 +138,9 @@ absl::StatusOr<TokenStream> LoadOne(const std::string& path, const DataConfig& c
     SKEIN_ASSIGN_OR_RETURN(TokenStream stream, ReadBinidx(path));
     const int32_t max = stream.MaxToken();
     if (max >= tokenizer.vocab_size()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": holds the token id ", max, ", but the tokenizer (",
-                                                     tokenizer.kind(), ") ends at ", tokenizer.vocab_size() - 1,
-                                                     ": name the right one in data.tokenizer"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": holds the token id ", max, ", but the tokenizer (", tokenizer.kind(),
+          ") ends at ", tokenizer.vocab_size() - 1, ": name the right one in data.tokenizer"));
     }
     return stream;
   }
@@ -148,7 +152,8 @@ absl::StatusOr<TokenStream> LoadOne(const std::string& path, const DataConfig& c
   } else {
     SKEIN_RETURN_IF_ERROR(LoadText(path, tokenizer, &corpus));
   }
-  if (corpus.all.tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no text"));
+  if (corpus.all.tokens.empty())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": holds no text"));
   *messages |= corpus.messages;
   std::vector<float>& weights = corpus.all.weights;
   if (std::all_of(weights.begin(), weights.end(), [](float w) { return w == 1; })) weights.clear();
@@ -157,12 +162,14 @@ absl::StatusOr<TokenStream> LoadOne(const std::string& path, const DataConfig& c
 
 }  // namespace
 
-void WeightedTokens::Append(const engine::Tokenizer& tokenizer, absl::string_view text, float weight) {
+void WeightedTokens::Append(const engine::Tokenizer& tokenizer, absl::string_view text,
+                            float weight) {
   tokenizer.Encode(text, &tokens);
   weights.resize(tokens.size(), weight);
 }
 
-absl::Status AppendConversation(const engine::Tokenizer& tokenizer, const engine::ChatTemplate& chat,
+absl::Status AppendConversation(const engine::Tokenizer& tokenizer,
+                                const engine::ChatTemplate& chat,
                                 const std::vector<Message>& messages, float user_weight,
                                 float assistant_weight, WeightedTokens* out) {
   std::vector<Message> turn;  // what one request would carry: everything since the last answer
@@ -174,7 +181,8 @@ absl::Status AppendConversation(const engine::Tokenizer& tokenizer, const engine
       if (i + 1 < messages.size()) continue;
     }
     if (turn.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat("message ", i, " of the assistant answers nothing"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("message ", i, " of the assistant answers nothing"));
     }
     SKEIN_ASSIGN_OR_RETURN(const std::string prompt, chat.Render(turn));
     const size_t begin = out->tokens.size();
@@ -199,9 +207,11 @@ absl::StatusOr<Dataset> LoadDataset(const DataConfig& config, const engine::Toke
   Dataset data;
   SKEIN_ASSIGN_OR_RETURN(data.train, LoadOne(config.train, config, tokenizer, &data.messages));
   if (!config.validation.empty()) {
-    SKEIN_ASSIGN_OR_RETURN(data.validation, LoadOne(config.validation, config, tokenizer, &data.messages));
+    SKEIN_ASSIGN_OR_RETURN(data.validation,
+                           LoadOne(config.validation, config, tokenizer, &data.messages));
   } else if (config.validation_fraction > 0) {
-    std::tie(data.train, data.validation) = SplitForValidation(data.train, config.validation_fraction);
+    std::tie(data.train, data.validation) =
+        SplitForValidation(data.train, config.validation_fraction);
   }
   return data;
 }

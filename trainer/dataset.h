@@ -19,8 +19,8 @@ struct Dataset {
   bool messages = false;  // the data are conversations
 };
 
-// Reads config.data.train and .validation. Errors name file and line. UTF-8 is not required: the tokenizers take any
-// bytes; JSON lines must be valid JSON.
+// Reads config.data.train and .validation. Errors name file and line. UTF-8 is not required: the
+// tokenizers take any bytes; JSON lines must be valid JSON.
 absl::StatusOr<Dataset> LoadDataset(const DataConfig& config, const engine::Tokenizer& tokenizer);
 
 struct WeightedTokens {
@@ -30,10 +30,11 @@ struct WeightedTokens {
   void Append(const engine::Tokenizer& tokenizer, absl::string_view text, float weight);
 };
 
-// A conversation exactly as the server feeds it: each turn's text is encoded on its own ("User: ...\n\nAssistant:"),
-// so is each answer (" ..."), and so is the separator after it. The separator and the next speaker's label count as
-// the assistant's: answers stop there. Does not append id 0.
-absl::Status AppendConversation(const engine::Tokenizer& tokenizer, const engine::ChatTemplate& chat,
+// A conversation exactly as the server feeds it: each turn's text is encoded on its own ("User:
+// ...\n\nAssistant:"), so is each answer (" ..."), and so is the separator after it. The separator
+// and the next speaker's label count as the assistant's: answers stop there. Does not append id 0.
+absl::Status AppendConversation(const engine::Tokenizer& tokenizer,
+                                const engine::ChatTemplate& chat,
                                 const std::vector<engine::Message>& messages, float user_weight,
                                 float assistant_weight, WeightedTokens* out);
 

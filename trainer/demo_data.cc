@@ -38,19 +38,24 @@ std::string SyllableName(Random* random) {
 
 std::string LetterName(Random* random) {
   std::string name;
-  for (uint64_t i = 0, n = 3 + random->Below(5); i < n; ++i) name += static_cast<char>('a' + random->Below(26));
+  for (uint64_t i = 0, n = 3 + random->Below(5); i < n; ++i)
+    name += static_cast<char>('a' + random->Below(26));
   name[0] = absl::ascii_toupper(static_cast<unsigned char>(name[0]));
   return name;
 }
 
-std::string AnyName(Random* random) { return random->Chance(0.3) ? LetterName(random) : SyllableName(random); }
+std::string AnyName(Random* random) {
+  return random->Chance(0.3) ? LetterName(random) : SyllableName(random);
+}
 
 // Takes away the marks at the end.
 void StripMarks(std::string* text) {
-  while (!text->empty() && (text->back() == '.' || text->back() == '?' || text->back() == '!')) text->pop_back();
+  while (!text->empty() && (text->back() == '.' || text->back() == '?' || text->back() == '!'))
+    text->pop_back();
 }
 
-// A turn's tokens, cut as the server cuts them: the person's text with "Assistant:", the answer, the separator.
+// A turn's tokens, cut as the server cuts them: the person's text with "Assistant:", the answer,
+// the separator.
 void AppendTurn(const engine::Tokenizer& tokenizer, const DemoTurn& turn, WeightedTokens* out) {
   out->Append(tokenizer, absl::StrCat("User: ", turn.user, "\n\nAssistant:"), kUserWeight);
   const std::string answer = " " + turn.answer;
@@ -68,7 +73,8 @@ void AppendTurn(const engine::Tokenizer& tokenizer, const DemoTurn& turn, Weight
   out->Append(tokenizer, "\n\n", kWordsWeight);
 }
 
-std::vector<int32_t> TurnPrompt(const engine::Tokenizer& tokenizer, const std::string& user, bool first) {
+std::vector<int32_t> TurnPrompt(const engine::Tokenizer& tokenizer, const std::string& user,
+                                bool first) {
   std::vector<int32_t> tokens;
   if (!first) tokenizer.Encode("\n\n", &tokens);
   tokenizer.Encode(absl::StrCat("User: ", user, "\n\nAssistant:"), &tokens);
@@ -143,7 +149,8 @@ DemoTurn DemoDialogue::Ask(int kind) {
 }
 
 DemoTurn DemoDialogue::AskUnknown() {
-  if (random_.Chance(0.25)) return {AsTyped(OneOf(OtherQuestions(), &random_)), kUnknown, "", false};
+  if (random_.Chance(0.25))
+    return {AsTyped(OneOf(OtherQuestions(), &random_)), kUnknown, "", false};
   return Ask(static_cast<int>(random_.Below(kKinds)));
 }
 
@@ -168,7 +175,8 @@ DemoSource::DemoSource(const engine::Tokenizer& tokenizer, int64_t T, uint64_t s
 Row DemoSource::MakeRow(int64_t index) const {
   DemoDialogue dialogue(Random(seed_, static_cast<uint64_t>(index)), held_out_);
   WeightedTokens text;
-  while (static_cast<int64_t>(text.tokens.size()) <= T_) AppendTurn(tokenizer_, dialogue.Next(), &text);
+  while (static_cast<int64_t>(text.tokens.size()) <= T_)
+    AppendTurn(tokenizer_, dialogue.Next(), &text);
   text.tokens.resize(static_cast<size_t>(T_) + 1);
   text.weights.resize(static_cast<size_t>(T_) + 1);
   return {std::move(text.tokens), std::move(text.weights)};
@@ -180,8 +188,8 @@ Batch DemoSource::Get(int64_t first, int64_t B) const {
   return MakeBatch(rows, T_, false);
 }
 
-RecallResult TestRecall(const Rwkv7& model, const engine::Tokenizer& tokenizer, uint64_t seed, int64_t dialogues,
-                        int64_t turns) {
+RecallResult TestRecall(const Rwkv7& model, const engine::Tokenizer& tokenizer, uint64_t seed,
+                        int64_t dialogues, int64_t turns) {
   std::vector<Script> scripts(static_cast<size_t>(dialogues));
   std::vector<std::vector<DemoTurn>> expected(scripts.size());
   for (size_t d = 0; d < scripts.size(); ++d) {

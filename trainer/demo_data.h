@@ -1,7 +1,7 @@
 #pragma once
-// Data of the recall demo: dialogues made on the fly, in which a person says things about themselves and asks for them
-// later, and the small World-format vocabulary that makes them short. One value in ten (by hash) never occurs in
-// training; the recall test asks for those.
+// Data of the recall demo: dialogues made on the fly, in which a person says things about
+// themselves and asks for them later, and the small World-format vocabulary that makes them short.
+// One value in ten (by hash) never occurs in training; the recall test asks for those.
 
 #include <cstdint>
 #include <memory>
@@ -17,13 +17,14 @@ namespace skein::trainer {
 
 struct DemoTurn {
   std::string user, answer;
-  std::string value;     // the part of the answer that comes from the dialogue; empty: none
-  bool asks = false;     // a question about something that was said
+  std::string value;  // the part of the answer that comes from the dialogue; empty: none
+  bool asks = false;  // a question about something that was said
 };
 
-// World-format text: the 256 bytes, the words of the dialogues with their leading space, syllables, turn marks.
+// World-format text: the 256 bytes, the words of the dialogues with their leading space, syllables,
+// turn marks.
 std::string DemoVocabulary();
-std::vector<std::string> DemoExamples();   // things to type in `skein chat`
+std::vector<std::string> DemoExamples();  // things to type in `skein chat`
 std::string DemoDescription();
 bool DemoHeldOut(const std::string& value);
 
@@ -44,12 +45,13 @@ class DemoDialogue {
 
   Random random_;
   const bool held_out_;
-  bool lower_case_, unpunctuated_;   // how this person types
+  bool lower_case_, unpunctuated_;  // how this person types
   int facts_wanted_;
-  std::string known_[kKinds];        // empty: not said
+  std::string known_[kKinds];  // empty: not said
 };
 
-// Dialogues as training rows: what the person says weighs little, the fixed words of answers more, values most.
+// Dialogues as training rows: what the person says weighs little, the fixed words of answers more,
+// values most.
 class DemoSource final : public BatchSource {
  public:
   // `tokenizer` outlives the source.
@@ -66,11 +68,14 @@ class DemoSource final : public BatchSource {
 
 struct RecallResult {
   int64_t asked = 0, right = 0;  // questions about held-out values
-  double rate() const { return asked > 0 ? static_cast<double>(right) / static_cast<double>(asked) : 0; }
+  double rate() const {
+    return asked > 0 ? static_cast<double>(right) / static_cast<double>(asked) : 0;
+  }
 };
 
-// Greedy answers over `dialogues` held-out dialogues of `turns` turns, fed turn by turn as the server does.
-RecallResult TestRecall(const Rwkv7& model, const engine::Tokenizer& tokenizer, uint64_t seed, int64_t dialogues,
-                        int64_t turns);
+// Greedy answers over `dialogues` held-out dialogues of `turns` turns, fed turn by turn as the
+// server does.
+RecallResult TestRecall(const Rwkv7& model, const engine::Tokenizer& tokenizer, uint64_t seed,
+                        int64_t dialogues, int64_t turns);
 
 }  // namespace skein::trainer

@@ -29,22 +29,25 @@ double LabelBytes(const engine::Tokenizer& tokenizer, const Batch& batch) {
   double bytes = 0;
   const int64_t* labels = batch.labels.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < batch.labels.numel(); ++i) {
-    if (labels[i] >= 0) bytes += static_cast<double>(tokenizer.Bytes(static_cast<int32_t>(labels[i])).size());
+    if (labels[i] >= 0)
+      bytes += static_cast<double>(tokenizer.Bytes(static_cast<int32_t>(labels[i])).size());
   }
   return bytes;
 }
 
 }  // namespace
 
-std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch, ForwardOptions options, double l2wrap,
+std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch,
+                                        ForwardOptions options, double l2wrap,
                                         const LossDenominators& d) {
   const at::Tensor hidden = HiddenRows(model, batch, std::move(options));
-  auto [loss, sum] = kernels::HeadCrossEntropy(hidden, model.head(), batch.labels, Weights(batch), l2wrap, d.weights,
-                                               d.rows, model.compute_bf16());
+  auto [loss, sum] = kernels::HeadCrossEntropy(hidden, model.head(), batch.labels, Weights(batch),
+                                               l2wrap, d.weights, d.rows, model.compute_bf16());
   return {loss, sum.item<double>()};
 }
 
-Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer, const std::vector<Batch>& batches) {
+Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
+                    const std::vector<Batch>& batches) {
   c10::AutoGradMode off(false);
   double weighted = 0, weight = 0, plain = 0, bytes = 0;
   Evaluation result;

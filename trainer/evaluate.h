@@ -17,14 +17,17 @@ struct Evaluation {
   int64_t tokens = 0;
 };
 
-Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer, const std::vector<Batch>& batches);
+Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
+                    const std::vector<Batch>& batches);
 
 struct LossDenominators {
   double weights = 1, rows = 1;  // of all batches of an optimizer step
 };
 
-// The training loss of one batch (its share, when there are several), and its weighted sum of cross-entropies.
-std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch, ForwardOptions options, double l2wrap,
+// The training loss of one batch (its share, when there are several), and its weighted sum of
+// cross-entropies.
+std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch,
+                                        ForwardOptions options, double l2wrap,
                                         const LossDenominators& denominators);
 
 }  // namespace skein::trainer

@@ -22,7 +22,8 @@ Tensors Collect(const Parameters& parameters, const std::string& dtype) {
       engine::TensorToWrite out{p.names[i], engine::DType::kF32, p.file_shape, data};
       if (dtype == "bf16") {
         std::vector<uint16_t>& bits = tensors.rounded.emplace_back(static_cast<size_t>(each));
-        for (int64_t j = 0; j < each; ++j) bits[static_cast<size_t>(j)] = engine::F32ToBF16(data[j]);
+        for (int64_t j = 0; j < each; ++j)
+          bits[static_cast<size_t>(j)] = engine::F32ToBF16(data[j]);
         out.dtype = engine::DType::kBF16;
         out.data = bits.data();
       }
@@ -34,13 +35,15 @@ Tensors Collect(const Parameters& parameters, const std::string& dtype) {
 
 }  // namespace
 
-absl::Status ExportCheckpoint(const std::string& path, const Parameters& parameters, const std::string& dtype,
+absl::Status ExportCheckpoint(const std::string& path, const Parameters& parameters,
+                              const std::string& dtype,
                               const std::map<std::string, std::string>& metadata) {
   const Tensors tensors = Collect(parameters, dtype);
   return engine::WriteSafetensors(path, tensors.list, metadata);
 }
 
-absl::Status ExportPth(const std::string& path, const Parameters& parameters, const std::string& dtype) {
+absl::Status ExportPth(const std::string& path, const Parameters& parameters,
+                       const std::string& dtype) {
   const Tensors tensors = Collect(parameters, dtype);
   return engine::WritePth(path, tensors.list);
 }

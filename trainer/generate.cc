@@ -15,7 +15,7 @@ namespace {
 
 struct RowState {
   size_t turn = 0;
-  size_t fed = 0;                // tokens of the turn fed so far
+  size_t fed = 0;  // tokens of the turn fed so far
   std::vector<int32_t> answer;
   bool done = false;
 };
@@ -39,14 +39,15 @@ int32_t NextInput(const RowState& row, const Script& script) {
 }
 
 // Takes the logits after the row's last input.
-void Advance(const Script& script, const float* logits, const GenerateOptions& o, Random* random, RowState* row,
-             Script* answers) {
+void Advance(const Script& script, const float* logits, const GenerateOptions& o, Random* random,
+             RowState* row, Script* answers) {
   if (row->done) return;
   if (row->fed < script[row->turn].size()) ++row->fed;
   if (row->fed < script[row->turn].size()) return;
   const int32_t token = Pick(logits, o.vocab, o.temperature, random);
-  const bool stop = token == engine::kEndOfDocument ||
-                    std::find(o.stop_tokens.begin(), o.stop_tokens.end(), token) != o.stop_tokens.end();
+  const bool stop =
+      token == engine::kEndOfDocument ||
+      std::find(o.stop_tokens.begin(), o.stop_tokens.end(), token) != o.stop_tokens.end();
   if (!stop) row->answer.push_back(token);
   if (!stop && static_cast<int64_t>(row->answer.size()) < o.max_tokens) return;
   answers->push_back(std::move(row->answer));

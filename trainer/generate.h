@@ -1,6 +1,6 @@
 #pragma once
-// Generation inside the trainer, for samples and the recall test: rows advance in lockstep, one token a step, each from
-// its own recurrent state, turn by turn as the server would feed them.
+// Generation inside the trainer, for samples and the recall test: rows advance in lockstep, one
+// token a step, each from its own recurrent state, turn by turn as the server would feed them.
 
 #include <cstdint>
 #include <vector>
@@ -9,12 +9,13 @@
 
 namespace skein::trainer {
 
-// A row's turns: what is fed before each answer. An answer's stop token is not fed; the next turn brings it, if at all.
+// A row's turns: what is fed before each answer. An answer's stop token is not fed; the next turn
+// brings it, if at all.
 using Script = std::vector<std::vector<int32_t>>;
 
 struct GenerateOptions {
-  int64_t max_tokens = 100;          // of each answer
-  double temperature = 0;            // 0: greedy
+  int64_t max_tokens = 100;  // of each answer
+  double temperature = 0;    // 0: greedy
   uint64_t seed = 0;
   std::vector<int32_t> stop_tokens;  // id 0 always stops
   int32_t vocab = 0;                 // ids from here on are never taken

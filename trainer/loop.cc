@@ -1,13 +1,12 @@
 #include "trainer/loop.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/check.h"
 #include "trainer/compute.h"
@@ -21,17 +20,21 @@ namespace skein::trainer {
 namespace {
 
 // Streams of random numbers that must not meet.
-constexpr uint64_t kDropoutStream = 0x64726f70, kSampleStream = 0x73616d70, kRecallStream = 0x7265636c;
+constexpr uint64_t kDropoutStream = 0x64726f70, kSampleStream = 0x73616d70,
+                   kRecallStream = 0x7265636c;
 constexpr int64_t kRecallDialogues = 64, kRecallTurns = 12;
 
 absl::Status CheckOutput(const RunConfig& run, const RunFolder& folder) {
-  if (run.output.empty() || folder.existed() || !std::filesystem::exists(run.output)) return absl::OkStatus();
-  return absl::AlreadyExistsError(absl::StrCat("run.output: ", run.output, " exists already: name another or move it away"));
+  if (run.output.empty() || folder.existed() || !std::filesystem::exists(run.output))
+    return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("run.output: ", run.output, " exists already: name another or move it away"));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const Config& config, const std::string& printed) {
+absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const Config& config,
+                                                                 const std::string& printed) {
   SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<RunFolder> folder, RunFolder::Open(config.run));
   SKEIN_RETURN_IF_ERROR(CheckOutput(config.run, *folder));
   std::unique_ptr<TrainingRun> run(new TrainingRun(config, std::move(folder)));
@@ -43,10 +46,12 @@ absl::Status TrainingRun::CheckResumable(const std::string& printed_config) {
   SKEIN_ASSIGN_OR_RETURN(progress_, ReadProgress(folder_->StateFile()));
   const std::vector<std::string> changes = IncompatibleChanges(progress_.config, printed_config);
   if (changes.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "run.folder: ", folder_->path(), " was trained with another config, which cannot be changed on the way: ",
-      absl::StrJoin(changes, "; "), ". To train on from its weights in a new folder: --set model.init_from=",
-      folder_->File("last.safetensors"), " --set run.folder=..."));
+  return absl::InvalidArgumentError(
+      absl::StrCat("run.folder: ", folder_->path(),
+                   " was trained with another config, which cannot be changed on the way: ",
+                   absl::StrJoin(changes, "; "),
+                   ". To train on from its weights in a new folder: --set model.init_from=",
+                   folder_->File("last.safetensors"), " --set run.folder=..."));
 }
 
 absl::Status TrainingRun::Prepare(const std::string& printed_config) {
@@ -62,15 +67,20 @@ absl::Status TrainingRun::Prepare(const std::string& printed_config) {
     SKEIN_ASSIGN_OR_RETURN(sizes, init->Config());
     if (task_.tokenizer->vocab_size() > sizes.V) {
       return absl::InvalidArgumentError(absl::StrCat(config_.model.init_from, ": has ", sizes.V,
-                                                     " vocabulary rows, the tokenizer needs ", task_.tokenizer->vocab_size()));
+                                                     " vocabulary rows, the tokenizer needs ",
+                                                     task_.tokenizer->vocab_size()));
     }
   }
-  ComputeChoice compute = ChooseCompute(config_.train.compute, config_.train.batch * config_.train.context, sizes.C);
-  if (folder_->has_state()) compute = {progress_.compute_bf16, progress_.compute_bf16 ? "bf16 (as before)" : "fp32 (as before)"};
+  ComputeChoice compute =
+      ChooseCompute(config_.train.compute, config_.train.batch * config_.train.context, sizes.C);
+  if (folder_->has_state())
+    compute = {progress_.compute_bf16,
+               progress_.compute_bf16 ? "bf16 (as before)" : "fp32 (as before)"};
   model_ = std::make_unique<Rwkv7>(sizes, compute.bf16);
   optimizer_ = std::make_unique<Optimizer>(&model_->parameters(), config_.train);
   if (folder_->has_state()) {
-    SKEIN_RETURN_IF_ERROR(LoadTrainingState(folder_->StateFile(), &model_->parameters(), optimizer_.get()));
+    SKEIN_RETURN_IF_ERROR(
+        LoadTrainingState(folder_->StateFile(), &model_->parameters(), optimizer_.get()));
   } else if (init != nullptr) {
     SKEIN_RETURN_IF_ERROR(model_->parameters().LoadFrom(*init));
   } else {
@@ -90,12 +100,14 @@ void TrainingRun::Introduce(const std::string& compute, int threads) const {
   std::printf("model:   %s\n", model_->sizes().ToString().c_str());
   std::printf("data:    %s\n", task_.description.c_str());
   std::printf("compute: %s, %d threads\n", compute.c_str(), threads);
-  std::printf("run:     %s, %lld steps of %lld x %lld tokens%s\n", folder_->path().c_str(),
-              static_cast<long long>(config_.train.steps),
-              static_cast<long long>(config_.train.batch * config_.train.accumulate),
-              static_cast<long long>(config_.train.context),
-              progress_.step > 0 ? absl::StrCat(", going on after step ", progress_.step).c_str() : "");
-  if (folder_->existed() && !folder_->has_state()) std::printf("         nothing was saved yet: starting from step 0\n");
+  std::printf(
+      "run:     %s, %lld steps of %lld x %lld tokens%s\n", folder_->path().c_str(),
+      static_cast<long long>(config_.train.steps),
+      static_cast<long long>(config_.train.batch * config_.train.accumulate),
+      static_cast<long long>(config_.train.context),
+      progress_.step > 0 ? absl::StrCat(", going on after step ", progress_.step).c_str() : "");
+  if (folder_->existed() && !folder_->has_state())
+    std::printf("         nothing was saved yet: starting from step 0\n");
   std::fflush(stdout);
 }
 
@@ -107,12 +119,14 @@ absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
     if (stop) {
       reporter_->Finish();
       SKEIN_RETURN_IF_ERROR(SaveState());
-      return absl::CancelledError(absl::StrCat("stopped after step ", progress_.step, "; ", folder_->StateFile(),
+      return absl::CancelledError(absl::StrCat("stopped after step ", progress_.step, "; ",
+                                               folder_->StateFile(),
                                                " is written. Go on with --set run.resume=always"));
     }
     Step();
     if (progress_.step == config_.train.steps) break;
-    if (config_.evaluate.every > 0 && progress_.step % config_.evaluate.every == 0) MaybeValidate(false);
+    if (config_.evaluate.every > 0 && progress_.step % config_.evaluate.every == 0)
+      MaybeValidate(false);
     if (config_.save.every > 0 && progress_.step % config_.save.every == 0) SaveDuringTraining();
   }
   reporter_->Finish();
@@ -136,7 +150,8 @@ bool TrainingRun::AccumulateGradient(StepLine* line) {
     options.dropout = config_.model.dropout;
     options.dropout_seed = Mix64(Mix64(static_cast<uint64_t>(config_.train.seed), kDropoutStream),
                                  static_cast<uint64_t>(progress_.step * parts + i));
-    auto [loss, part] = BatchLoss(*model_, batches[static_cast<size_t>(i)], options, config_.train.l2wrap, denominators);
+    auto [loss, part] = BatchLoss(*model_, batches[static_cast<size_t>(i)], options,
+                                  config_.train.l2wrap, denominators);
     sum += part;
     if (!std::isfinite(part) || !std::isfinite(loss.item<double>())) break;
     loss.backward();
@@ -163,7 +178,8 @@ void TrainingRun::Step() {
   line.step = progress_.step;
   line.steps = config_.train.steps;
   line.tokens_per_second =
-      static_cast<double>(tokens) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      static_cast<double>(tokens) /
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (good) {
     reporter_->Step(line, progress_.tokens_seen);
   } else {
@@ -181,8 +197,9 @@ void TrainingRun::MaybeValidate(bool last) {
   report.bits_per_byte = evaluation.bits_per_byte;
   report.best = progress_.best_loss == 0 || report.loss < progress_.best_loss;
   if (task_.demo) {
-    report.recall = TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream), kRecallDialogues,
-                               kRecallTurns).rate();
+    report.recall = TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream),
+                               kRecallDialogues, kRecallTurns)
+                        .rate();
   } else {
     report.samples = Samples();
   }
@@ -192,7 +209,8 @@ void TrainingRun::MaybeValidate(bool last) {
   progress_.best_step = progress_.step;
   if (!config_.save.best) return;
   const absl::Status status = SaveCheckpoint(folder_->File("best.safetensors"));
-  if (!status.ok()) reporter_->Print("warning: best.safetensors is not written: " + std::string(status.message()));
+  if (!status.ok())
+    reporter_->Print("warning: best.safetensors is not written: " + std::string(status.message()));
 }
 
 std::vector<std::string> TrainingRun::Samples() const {
@@ -206,7 +224,8 @@ std::vector<std::string> TrainingRun::Samples() const {
   options.seed = Mix64(Mix64(config_.train.seed, kSampleStream), progress_.step);
   options.vocab = task_.tokenizer->vocab_size();
   std::vector<std::string> samples;
-  for (const Script& answers : Generate(*model_, std::vector<Script>(rows, Script{prompt}), options)) {
+  for (const Script& answers :
+       Generate(*model_, std::vector<Script>(rows, Script{prompt}), options)) {
     samples.push_back(config_.evaluate.prompt + task_.tokenizer->Decode(answers[0]));
   }
   return samples;
@@ -226,24 +245,26 @@ absl::Status TrainingRun::SaveCheckpoint(const std::string& path) const {
   return ExportCheckpoint(path, model_->parameters(), config_.save.dtype, Metadata());
 }
 
-// A full disk in the middle of a run is said and survived: the files of the last save are whole, and the next save
-// tries again.
+// A full disk in the middle of a run is said and survived: the files of the last save are whole,
+// and the next save tries again.
 void TrainingRun::SaveDuringTraining() {
   absl::Status status = SaveState();
   if (status.ok()) status = SaveCheckpoint(folder_->File("last.safetensors"));
   if (status.ok() && config_.save.keep_every) {
-    status = SaveCheckpoint(folder_->File(fmt::format("step-{:06}.safetensors", progress_.step)));
+    status =
+        SaveCheckpoint(folder_->File(absl::StrFormat("step-%06d.safetensors", progress_.step)));
   }
   if (status.ok()) return;
-  reporter_->Print(absl::StrCat("warning: step ", progress_.step, " is not saved, the save before it is whole: ",
-                                status.message()));
+  reporter_->Print(absl::StrCat("warning: step ", progress_.step,
+                                " is not saved, the save before it is whole: ", status.message()));
 }
 
 absl::Status TrainingRun::SaveAtTheEnd() {
   SKEIN_RETURN_IF_ERROR(SaveState());
   SKEIN_RETURN_IF_ERROR(SaveCheckpoint(folder_->File("last.safetensors")));
   if (config_.save.pth) {
-    SKEIN_RETURN_IF_ERROR(ExportPth(folder_->File("last.pth"), model_->parameters(), config_.save.dtype));
+    SKEIN_RETURN_IF_ERROR(
+        ExportPth(folder_->File("last.pth"), model_->parameters(), config_.save.dtype));
   }
   if (config_.run.output.empty()) return absl::OkStatus();
   const std::filesystem::path parent = std::filesystem::path(config_.run.output).parent_path();

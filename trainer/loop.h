@@ -21,15 +21,19 @@ namespace skein::trainer {
 
 class TrainingRun {
  public:
-  // Opens the run folder, loads data and, when resuming, the state; says on the screen what will be done.
-  static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(const Config& config, const std::string& printed_config);
-  // Trains to the end, or until *stop turns true: then the state is written and CANCELLED says how to go on.
+  // Opens the run folder, loads data and, when resuming, the state; says on the screen what will be
+  // done.
+  static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(const Config& config,
+                                                             const std::string& printed_config);
+  // Trains to the end, or until *stop turns true: then the state is written and CANCELLED says how
+  // to go on.
   absl::Status Train(const std::atomic<bool>& stop);
   // The file to serve.
   const std::string& result() const { return result_; }
 
  private:
-  TrainingRun(const Config& config, std::unique_ptr<RunFolder> folder) : config_(config), folder_(std::move(folder)) {}
+  TrainingRun(const Config& config, std::unique_ptr<RunFolder> folder)
+      : config_(config), folder_(std::move(folder)) {}
   absl::Status Prepare(const std::string& printed_config);
   absl::Status CheckResumable(const std::string& printed_config);
   void Introduce(const std::string& compute, int threads) const;

@@ -34,16 +34,18 @@ struct Arguments {
 
 absl::Status LoadConfig(const Arguments& arguments, base::YamlSchema* schema) {
   if (!arguments.config.empty()) SKEIN_RETURN_IF_ERROR(schema->LoadFile(arguments.config));
-  for (const std::string& assignment : arguments.assignments) SKEIN_RETURN_IF_ERROR(schema->Set(assignment));
+  for (const std::string& assignment : arguments.assignments)
+    SKEIN_RETURN_IF_ERROR(schema->Set(assignment));
   return absl::OkStatus();
 }
 
 absl::Status WriteDataAsBinidx(const Config& config, const std::string& prefix) {
-  if (config.data.kind == "recall-demo") return absl::InvalidArgumentError("--write-binidx: the demo has no files");
+  if (config.data.kind == "recall-demo")
+    return absl::InvalidArgumentError("--write-binidx: the demo has no files");
   SKEIN_ASSIGN_OR_RETURN(const Task task, MakeTask(config, nullptr));
   SKEIN_RETURN_IF_ERROR(WriteBinidx(prefix, task.train_tokens));
-  std::printf("%s.bin, %s.idx: %lld tokens (loss weights are not part of this format)\n", prefix.c_str(),
-              prefix.c_str(), static_cast<long long>(task.train_tokens.size()));
+  std::printf("%s.bin, %s.idx: %lld tokens (loss weights are not part of this format)\n",
+              prefix.c_str(), prefix.c_str(), static_cast<long long>(task.train_tokens.size()));
   if (task.validation_tokens.size() == 0) return absl::OkStatus();
   SKEIN_RETURN_IF_ERROR(WriteBinidx(prefix + ".validation", task.validation_tokens));
   std::printf("%s.validation.bin, .idx: %lld tokens\n", prefix.c_str(),
@@ -55,12 +57,14 @@ std::string ServeCommand(const std::string& program, const std::string& model) {
   const std::filesystem::path beside = std::filesystem::path(program).parent_path() / "skeind";
   std::error_code error;
   const std::string daemon = std::filesystem::exists(beside, error) ? beside.string() : "skeind";
-  const std::string config = std::filesystem::exists("config.yaml", error) ? " --config config.yaml" : "";
+  const std::string config =
+      std::filesystem::exists("config.yaml", error) ? " --config config.yaml" : "";
   return daemon + config + " --model " + model;
 }
 
 absl::Status Train(const Config& config, const std::string& printed, const std::string& program) {
-  SKEIN_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run, TrainingRun::Create(config, printed));
+  SKEIN_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
+                         TrainingRun::Create(config, printed));
   signal(SIGINT, OnSignal);
   signal(SIGTERM, OnSignal);
   SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
@@ -87,10 +91,14 @@ int Main(int argc, char** argv) {
   Describe(&config, &schema);
   Arguments arguments;
   CLI::App app("skein-train: trains RWKV-7 models that skeind serves", "skein-train");
-  app.add_option("--config", arguments.config, "the run's YAML file; trainer/configs/ has examples");
-  app.add_option("--set", arguments.assignments, "key=value, overrides the file; may be repeated")->take_all();
-  app.add_flag("--print-effective-config", arguments.print_config, "print all keys with their values and exit");
-  app.add_option("--write-binidx", arguments.binidx, "tokenise the data into PREFIX.bin and PREFIX.idx and exit");
+  app.add_option("--config", arguments.config,
+                 "the run's YAML file; trainer/configs/ has examples");
+  app.add_option("--set", arguments.assignments, "key=value, overrides the file; may be repeated")
+      ->take_all();
+  app.add_flag("--print-effective-config", arguments.print_config,
+               "print all keys with their values and exit");
+  app.add_option("--write-binidx", arguments.binidx,
+                 "tokenise the data into PREFIX.bin and PREFIX.idx and exit");
   app.footer("Keys of the config (with their defaults):\n" + schema.Help());
   CLI11_PARSE(app, argc, argv);
   absl::Status status;

@@ -14,7 +14,9 @@ Optimizer::Optimizer(Parameters* parameters, const TrainConfig& config)
       m_(at::zeros_like(parameters->master())),
       v_(at::zeros_like(parameters->master())) {}
 
-double Optimizer::GradientNorm() const { return std::sqrt(kernels::SquaredNorm(parameters_->gradient())); }
+double Optimizer::GradientNorm() const {
+  return std::sqrt(kernels::SquaredNorm(parameters_->gradient()));
+}
 
 void Optimizer::Step(double lr, double norm) {
   ++updates_;
@@ -25,8 +27,8 @@ void Optimizer::Step(double lr, double norm) {
     at::Tensor p = parameters_->master().narrow(0, begin, end - begin);
     at::Tensor m = m_.narrow(0, begin, end - begin), v = v_.narrow(0, begin, end - begin);
     kernels::AdamW(p, parameters_->gradient().narrow(0, begin, end - begin), m, v, updates_,
-                   group == Group::kDecayBase ? 2 * lr : lr, config_.beta1, config_.beta2, config_.eps,
-                   group == Group::kMatrix ? config_.weight_decay : 0.0, scale);
+                   group == Group::kDecayBase ? 2 * lr : lr, config_.beta1, config_.beta2,
+                   config_.eps, group == Group::kMatrix ? config_.weight_decay : 0.0, scale);
   }
   parameters_->gradient().zero_();
 }

@@ -13,7 +13,8 @@ class Optimizer {
   // `parameters` outlives the optimizer.
   Optimizer(Parameters* parameters, const TrainConfig& config);
 
-  // One update with the gradient in parameters->gradient(), which it then zeroes. `norm` is that gradient's.
+  // One update with the gradient in parameters->gradient(), which it then zeroes. `norm` is that
+  // gradient's.
   void Step(double lr, double norm);
   // Zeroes the gradient without an update.
   void Skip();

@@ -20,7 +20,8 @@ int64_t Product(const std::vector<int64_t>& shape) {
 
 std::vector<int64_t> Squeezed(const std::vector<int64_t>& shape) {
   std::vector<int64_t> out;
-  std::copy_if(shape.begin(), shape.end(), std::back_inserter(out), [](int64_t d) { return d != 1; });
+  std::copy_if(shape.begin(), shape.end(), std::back_inserter(out),
+               [](int64_t d) { return d != 1; });
   return out;
 }
 
@@ -28,7 +29,8 @@ std::vector<int64_t> Squeezed(const std::vector<int64_t>& shape) {
 
 Group GroupOf(const std::string& name, const std::vector<int64_t>& shape) {
   if (name.find("att.w0") != std::string::npos) return Group::kDecayBase;
-  if (Squeezed(shape).size() >= 2 && name.find(".weight") != std::string::npos) return Group::kMatrix;
+  if (Squeezed(shape).size() >= 2 && name.find(".weight") != std::string::npos)
+    return Group::kMatrix;
   return Group::kOther;
 }
 
@@ -76,7 +78,8 @@ int64_t Parameters::count() const {
 uint64_t Parameters::LayoutHash() const {
   std::string text;
   for (const Parameter& p : list_) {
-    absl::StrAppend(&text, absl::StrJoin(p.names, ","), " ", absl::StrJoin(p.shape, "x"), " @", p.offset, "\n");
+    absl::StrAppend(&text, absl::StrJoin(p.names, ","), " ", absl::StrJoin(p.shape, "x"), " @",
+                    p.offset, "\n");
   }
   return base::Hash64(text.data(), text.size());
 }
@@ -87,14 +90,16 @@ absl::Status Parameters::LoadFrom(const engine::Checkpoint& checkpoint) {
     for (size_t i = 0; i < p.names.size(); ++i) {
       const engine::TensorView* view = checkpoint.Find(p.names[i]);
       if (view == nullptr) {
-        return absl::InvalidArgumentError(absl::StrCat(checkpoint.path(), ": has no tensor ", p.names[i]));
+        return absl::InvalidArgumentError(
+            absl::StrCat(checkpoint.path(), ": has no tensor ", p.names[i]));
       }
       if (Squeezed(view->shape) != Squeezed(p.file_shape)) {
-        return absl::InvalidArgumentError(absl::StrCat(checkpoint.path(), ": ", p.names[i], " is [",
-                                                       absl::StrJoin(view->shape, ", "), "], expected [",
-                                                       absl::StrJoin(p.file_shape, ", "), "]"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            checkpoint.path(), ": ", p.names[i], " is [", absl::StrJoin(view->shape, ", "),
+            "], expected [", absl::StrJoin(p.file_shape, ", "), "]"));
       }
-      view->CopyToF32(master_.mutable_data_ptr<float>() + p.offset + static_cast<int64_t>(i) * each);
+      view->CopyToF32(master_.mutable_data_ptr<float>() + p.offset +
+                      static_cast<int64_t>(i) * each);
     }
   }
   return absl::OkStatus();

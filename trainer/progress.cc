@@ -1,11 +1,13 @@
 #include "trainer/progress.h"
 
-#include <spdlog/fmt/fmt.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace skein::trainer {
 namespace {
@@ -21,8 +23,8 @@ int Columns() {
 
 std::string Duration(double seconds) {
   const int64_t s = static_cast<int64_t>(std::clamp(seconds, 0.0, 1e9) + 0.5);
-  if (s >= 3600) return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
-  return fmt::format("{}:{:02}", s / 60, s % 60);
+  if (s >= 3600) return absl::StrFormat("%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
+  return absl::StrFormat("%d:%02d", s / 60, s % 60);
 }
 
 ProgressBar::ProgressBar(int64_t first, int64_t every)
@@ -31,20 +33,22 @@ ProgressBar::ProgressBar(int64_t first, int64_t every)
 void ProgressBar::Show(const StepLine& line) {
   const auto now = Clock::now();
   const bool last = line.step == line.steps;
-  const bool due = terminal_ ? now - drawn_ > std::chrono::milliseconds(100) : line.step % every_ == 0;
+  const bool due =
+      terminal_ ? now - drawn_ > std::chrono::milliseconds(100) : line.step % every_ == 0;
   if (!due && !last) return;
   drawn_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double done = static_cast<double>(line.step - first_);
   const double left = done > 0 ? seconds / done * static_cast<double>(line.steps - line.step) : 0;
-  const std::string text =
-      fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad {:.2f}  {:.0f} tok/s  ETA {}", line.step, line.steps,
-                  line.loss, line.lr, line.norm, line.tokens_per_second, Duration(left));
+  const std::string text = absl::StrFormat(
+      "step %d/%d  loss %.4f  lr %.2e  grad %.2f  %.0f tok/s  ETA %s", line.step, line.steps,
+      line.loss, line.lr, line.norm, line.tokens_per_second, Duration(left));
   if (!terminal_) {
     std::printf("%s\n", text.c_str());
   } else {
     const int filled = static_cast<int>(kBar * line.step / std::max<int64_t>(1, line.steps));
-    std::string bar = fmt::format("[{}{}] {}", std::string(filled, '#'), std::string(kBar - filled, '.'), text);
+    std::string bar =
+        absl::StrCat("[", std::string(filled, '#'), std::string(kBar - filled, '.'), "] ", text);
     bar.resize(std::min<size_t>(bar.size(), static_cast<size_t>(Columns() - 1)));
     std::printf("\r\033[K%s", bar.c_str());
     open_ = true;

@@ -1,6 +1,6 @@
 #pragma once
-// Counter-based random numbers: every draw is a function of (seed, stream, index), so nothing has to be saved for an
-// exact resume but the step.
+// Counter-based random numbers: every draw is a function of (seed, stream, index), so nothing has
+// to be saved for an exact resume but the step.
 
 #include <cmath>
 #include <cstdint>

@@ -1,9 +1,10 @@
 #include "trainer/report.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace skein::trainer {
 namespace {
@@ -43,20 +44,28 @@ void Reporter::Step(const StepLine& line, int64_t tokens_seen) {
 }
 
 void Reporter::Skipped(int64_t step, double loss, double norm) {
-  Print(fmt::format("step {}: skipped, the {} is not finite (loss {}, gradient norm {}); the weights are as before", step,
-                    std::isfinite(loss) ? "gradient" : "loss", loss, norm));
-  Write(Dump({{"step", step}, {"skipped", true}, {"loss", fmt::format("{}", loss)}, {"grad_norm", fmt::format("{}", norm)}}));
+  Print(
+      absl::StrFormat("step %d: skipped, the %s is not finite (loss %g, gradient norm %g); the "
+                      "weights are as before",
+                      step, std::isfinite(loss) ? "gradient" : "loss", loss, norm));
+  Write(Dump({{"step", step},
+              {"skipped", true},
+              {"loss", absl::StrCat(loss)},
+              {"grad_norm", absl::StrCat(norm)}}));
 }
 
 void Reporter::Validation(const ValidationReport& r) {
-  std::string text = fmt::format("step {}: validation loss {:.4f}, {:.4f} bits per byte{}", r.step, r.loss,
-                                 r.bits_per_byte, r.best ? " (best so far)" : "");
-  if (r.recall >= 0) text += fmt::format(", recall of held-out values {:.1f} %", 100 * r.recall);
+  std::string text = absl::StrFormat("step %d: validation loss %.4f, %.4f bits per byte%s", r.step,
+                                     r.loss, r.bits_per_byte, r.best ? " (best so far)" : "");
+  if (r.recall >= 0) text += absl::StrFormat(", recall of held-out values %.1f %%", 100 * r.recall);
   Print(text);
   for (const std::string& sample : r.samples) Print("  | " + sample);
-  json object = {{"step", r.step}, {"validation_loss", r.loss}, {"bits_per_byte", r.bits_per_byte}, {"samples", r.samples}};
-  std::vector<std::pair<std::string, double>> scalars = {{"validation/loss", r.loss},
-                                                         {"validation/bits_per_byte", r.bits_per_byte}};
+  json object = {{"step", r.step},
+                 {"validation_loss", r.loss},
+                 {"bits_per_byte", r.bits_per_byte},
+                 {"samples", r.samples}};
+  std::vector<std::pair<std::string, double>> scalars = {
+      {"validation/loss", r.loss}, {"validation/bits_per_byte", r.bits_per_byte}};
   if (r.recall >= 0) {
     object["recall"] = r.recall;
     scalars.emplace_back("validation/recall", r.recall);

@@ -1,6 +1,6 @@
 #pragma once
-// Where a run's figures go: the screen, log.jsonl, TensorBoard. A log that cannot be written is said once and does not
-// stop the training.
+// Where a run's figures go: the screen, log.jsonl, TensorBoard. A log that cannot be written is
+// said once and does not stop the training.
 
 #include <memory>
 #include <string>
@@ -17,7 +17,7 @@ namespace skein::trainer {
 struct ValidationReport {
   int64_t step = 0;
   double loss = 0, bits_per_byte = 0;
-  double recall = -1;                 // of the demo; -1: none
+  double recall = -1;  // of the demo; -1: none
   bool best = false;
   std::vector<std::string> samples;
 };

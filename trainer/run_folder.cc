@@ -33,13 +33,15 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const RunConfig& conf
   const bool existed = exists && !fs::is_empty(config.folder, error);
   if (error) return absl::InternalError(absl::StrCat(config.folder, ": ", error.message()));
   if (existed && config.resume == "never") {
-    return absl::AlreadyExistsError(absl::StrCat("run.folder: ", config.folder,
-                                                 " holds a run already. Go on with it: --set run.resume=always. Or name "
-                                                 "another: --set run.folder=..."));
+    return absl::AlreadyExistsError(
+        absl::StrCat("run.folder: ", config.folder,
+                     " holds a run already. Go on with it: --set run.resume=always. Or name "
+                     "another: --set run.folder=..."));
   }
   if (existed && !fs::exists(config.folder + "/config.yaml")) {
     return absl::AlreadyExistsError(
-        absl::StrCat("run.folder: ", config.folder, " is not empty and holds no run (no config.yaml): name another"));
+        absl::StrCat("run.folder: ", config.folder,
+                     " is not empty and holds no run (no config.yaml): name another"));
   }
   if (!existed && config.resume == "always") {
     return absl::NotFoundError(absl::StrCat("run.folder: ", config.folder,
@@ -50,7 +52,8 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const RunConfig& conf
   if (lock < 0) return FileError(config.folder);
   if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
     close(lock);
-    return absl::AlreadyExistsError(absl::StrCat("run.folder: ", config.folder, " is in use by another skein-train"));
+    return absl::AlreadyExistsError(
+        absl::StrCat("run.folder: ", config.folder, " is in use by another skein-train"));
   }
   std::unique_ptr<RunFolder> folder(new RunFolder(config.folder, lock));
   folder->existed_ = existed;
@@ -68,7 +71,8 @@ absl::Status RunFolder::Log(const std::string& json) {
   if (log_ == nullptr) log_ = std::fopen(path.c_str(), "ab");
   if (log_ == nullptr) return FileError(path);
   const std::string line = json + "\n";
-  if (std::fwrite(line.data(), 1, line.size(), log_) != line.size() || std::fflush(log_) != 0) return FileError(path);
+  if (std::fwrite(line.data(), 1, line.size(), log_) != line.size() || std::fflush(log_) != 0)
+    return FileError(path);
   return absl::OkStatus();
 }
 

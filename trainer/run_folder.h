@@ -1,6 +1,7 @@
 #pragma once
-// The folder of one run: config.yaml, log.jsonl, TensorBoard events, checkpoints, and the resumable state.safetensors.
-// Never overwritten: a run either starts in a new folder or resumes the one that is there.
+// The folder of one run: config.yaml, log.jsonl, TensorBoard events, checkpoints, and the resumable
+// state.safetensors. Never overwritten: a run either starts in a new folder or resumes the one that
+// is there.
 
 #include <cstdio>
 #include <memory>
@@ -14,8 +15,8 @@ namespace skein::trainer {
 
 class RunFolder {
  public:
-  // Decides by run.resume. ALREADY_EXISTS, NOT_FOUND: the message says what to do. Holds a lock on the folder while it
-  // lives, so that two runs never write the same one.
+  // Decides by run.resume. ALREADY_EXISTS, NOT_FOUND: the message says what to do. Holds a lock on
+  // the folder while it lives, so that two runs never write the same one.
   static absl::StatusOr<std::unique_ptr<RunFolder>> Open(const RunConfig& config);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;

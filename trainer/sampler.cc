@@ -62,11 +62,13 @@ absl::StatusOr<Sampler> Sampler::Create(absl::string_view kind, int64_t tokens, 
   }
   if (kind == "magic-prime" || (kind == "auto" && sampler.windows_ >= kMagicPrimeFrom)) {
     sampler.prime_ = MagicPrime(tokens, context);
-    const double covered = static_cast<double>(sampler.prime_) / static_cast<double>(tokens / context);
+    const double covered =
+        static_cast<double>(sampler.prime_) / static_cast<double>(tokens / context);
     if (covered <= 0.9) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "data.sampler magic-prime: the prime ", sampler.prime_, " covers only ", covered, " of the ",
-          tokens / context, " windows (0.9 needed): use data.sampler=permutation for data this small"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("data.sampler magic-prime: the prime ", sampler.prime_, " covers only ",
+                       covered, " of the ", tokens / context,
+                       " windows (0.9 needed): use data.sampler=permutation for data this small"));
     }
     sampler.windows_ = sampler.prime_;
     return sampler;
@@ -89,8 +91,8 @@ int64_t Sampler::Offset(int64_t index) const {
   }
   const uint64_t epoch = static_cast<uint64_t>(index / windows_);
   const uint64_t key = Mix64(seed_, epoch);
-  const uint64_t window = Permute(static_cast<uint64_t>(index % windows_),
-                                  static_cast<uint64_t>(windows_), key);
+  const uint64_t window =
+      Permute(static_cast<uint64_t>(index % windows_), static_cast<uint64_t>(windows_), key);
   const int64_t shift = static_cast<int64_t>(Mix64(key) % static_cast<uint64_t>(shifts_));
   return static_cast<int64_t>(window) * context_ + shift;
 }

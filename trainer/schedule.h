@@ -1,6 +1,7 @@
 #pragma once
-// The learning rate as a function of the step alone: cosine from `lr` to `lr_final`, progress counted from the end of
-// the warm-up, and the warm-up as a factor 0.01 + 0.99 step / warmup on top.
+// The learning rate as a function of the step alone: cosine from `lr` to `lr_final`, progress
+// counted from the end of the warm-up, and the warm-up as a factor 0.01 + 0.99 step / warmup on
+// top.
 
 #include <cstdint>
 

@@ -1,10 +1,9 @@
 #include "trainer/task.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 #include "trainer/dataset.h"
@@ -31,12 +30,14 @@ absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init,
   } else if (name == "auto") {
     SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::TokenizerFor(*init, ""));
     auto vocabulary = init->metadata().find(engine::kMetaVocabulary);
-    if (vocabulary != init->metadata().end()) task->metadata[engine::kMetaVocabulary] = vocabulary->second;
+    if (vocabulary != init->metadata().end())
+      task->metadata[engine::kMetaVocabulary] = vocabulary->second;
   } else {
     auto text = base::ReadFile(name);
     if (!text.ok()) {
       return absl::Status(text.status().code(),
-                          absl::StrCat("data.tokenizer: ", text.status().message(), " (auto, bytes or a vocabulary file)"));
+                          absl::StrCat("data.tokenizer: ", text.status().message(),
+                                       " (auto, bytes or a vocabulary file)"));
     }
     SKEIN_RETURN_IF_ERROR(UseVocabulary(*text, task));
   }
@@ -44,7 +45,8 @@ absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init,
   return absl::OkStatus();
 }
 
-// Rows of embedding and head: as many as ids; rounded up for large vocabularies, as the published models do.
+// Rows of embedding and head: as many as ids; rounded up for large vocabularies, as the published
+// models do.
 int64_t RowsFor(const engine::Tokenizer& tokenizer) {
   const int64_t ids = tokenizer.vocab_size();
   return ids > 1024 ? (ids + 63) / 64 * 64 : ids;
@@ -60,13 +62,14 @@ void DescribeDemo(Task* task) {
 
 absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Task* task) {
   SKEIN_ASSIGN_OR_RETURN(Dataset data, LoadDataset(config.data, *task->tokenizer));
-  SKEIN_ASSIGN_OR_RETURN(const Sampler sampler,
-                         Sampler::Create(config.data.sampler, data.train.size(), config.train.context,
-                                         static_cast<uint64_t>(config.train.seed)));
+  SKEIN_ASSIGN_OR_RETURN(
+      const Sampler sampler,
+      Sampler::Create(config.data.sampler, data.train.size(), config.train.context,
+                      static_cast<uint64_t>(config.train.seed)));
   task->train_tokens = data.train;
   task->validation_tokens = data.validation;
-  task->source =
-      std::make_unique<WindowSource>(data.train, sampler, config.train.context, config.data.document_reset);
+  task->source = std::make_unique<WindowSource>(data.train, sampler, config.train.context,
+                                                config.data.document_reset);
   task->metadata[engine::kMetaChatTemplate] = data.messages ? "rwkv" : "none";
   if (init != nullptr && !data.messages) {
     for (const char* key : {engine::kMetaChatTemplate, engine::kMetaStops}) {
@@ -74,9 +77,10 @@ absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Tas
       if (it != init->metadata().end()) task->metadata[key] = it->second;
     }
   }
-  task->description = fmt::format("{} ({} tokens, {} windows by {}; validation {} tokens)", config.data.train,
-                                  data.train.size(), sampler.windows(),
-                                  sampler.magic_prime() ? "magic prime" : "permutation", data.validation.size());
+  task->description = absl::StrFormat("%s (%d tokens, %d windows by %s; validation %d tokens)",
+                                      config.data.train, data.train.size(), sampler.windows(),
+                                      sampler.magic_prime() ? "magic prime" : "permutation",
+                                      data.validation.size());
   return absl::OkStatus();
 }
 
@@ -89,7 +93,8 @@ std::vector<Batch> Task::Validation(const Config& config, bool full) const {
     return ValidationBatches(validation_tokens, T, B, full ? 0 : config.evaluate.max_windows,
                              config.data.document_reset);
   }
-  const DemoSource held_out(*tokenizer, T, static_cast<uint64_t>(config.train.seed) + 1, /*held_out=*/true);
+  const DemoSource held_out(*tokenizer, T, static_cast<uint64_t>(config.train.seed) + 1,
+                            /*held_out=*/true);
   std::vector<Batch> batches;
   for (int64_t at = 0; at < kDemoValidationRows; at += B) {
     batches.push_back(held_out.Get(at, std::min(B, kDemoValidationRows - at)));
@@ -105,8 +110,9 @@ absl::StatusOr<Task> MakeTask(const Config& config, const engine::Checkpoint* in
   task.metadata[engine::kMetaContext] = absl::StrCat(config.train.context);
   if (task.demo) {
     DescribeDemo(&task);
-    task.source = std::make_unique<DemoSource>(*task.tokenizer, config.train.context,
-                                               static_cast<uint64_t>(config.train.seed), /*held_out=*/false);
+    task.source =
+        std::make_unique<DemoSource>(*task.tokenizer, config.train.context,
+                                     static_cast<uint64_t>(config.train.seed), /*held_out=*/false);
     return task;
   }
   SKEIN_RETURN_IF_ERROR(LoadFiles(config, init, &task));

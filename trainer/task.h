@@ -1,5 +1,6 @@
 #pragma once
-// What is learnt: tokenizer, batches, validation, and what the checkpoint's metadata says about them.
+// What is learnt: tokenizer, batches, validation, and what the checkpoint's metadata says about
+// them.
 
 #include <map>
 #include <memory>
@@ -17,12 +18,12 @@ namespace skein::trainer {
 
 struct Task {
   std::unique_ptr<engine::Tokenizer> tokenizer;
-  std::unique_ptr<BatchSource> source;           // of training
-  TokenStream train_tokens, validation_tokens;   // empty for the demo
+  std::unique_ptr<BatchSource> source;          // of training
+  TokenStream train_tokens, validation_tokens;  // empty for the demo
   bool demo = false;
-  int64_t V = 0;                                 // rows of embedding and head
-  std::map<std::string, std::string> metadata;   // skein.* of the checkpoint
-  std::string description;                       // one line for the user
+  int64_t V = 0;                                // rows of embedding and head
+  std::map<std::string, std::string> metadata;  // skein.* of the checkpoint
+  std::string description;                      // one line for the user
 
   // full: all windows; else at most evaluate.max_windows. Empty: there is nothing to validate on.
   std::vector<Batch> Validation(const Config& config, bool full) const;

@@ -25,7 +25,9 @@ void Varint(std::string* out, uint64_t value) {
   out->push_back(static_cast<char>(value));
 }
 
-void Tag(std::string* out, int field, int wire) { Varint(out, static_cast<uint64_t>(field << 3 | wire)); }
+void Tag(std::string* out, int field, int wire) {
+  Varint(out, static_cast<uint64_t>(field << 3 | wire));
+}
 
 template <typename T>
 void Fixed(std::string* out, T value) {
@@ -38,7 +40,8 @@ void Bytes(std::string* out, int field, const std::string& value) {
   out->append(value);
 }
 
-// Event: wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5 (Summary).
+// Event: wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5
+// (Summary).
 std::string EventHead(int64_t step) {
   std::string event;
   Tag(&event, 1, kFixed64);
@@ -81,8 +84,8 @@ uint32_t MaskedCrc32c(const void* data, size_t bytes) {
 }
 
 absl::StatusOr<std::unique_ptr<EventWriter>> EventWriter::Create(const std::string& folder) {
-  const std::string path =
-      absl::StrCat(folder, "/events.out.tfevents.", static_cast<int64_t>(Now()), ".skein.", getpid());
+  const std::string path = absl::StrCat(folder, "/events.out.tfevents.",
+                                        static_cast<int64_t>(Now()), ".skein.", getpid());
   std::FILE* file = std::fopen(path.c_str(), "wb");
   if (file == nullptr) return absl::InternalError(absl::StrCat(path, ": ", std::strerror(errno)));
   std::unique_ptr<EventWriter> writer(new EventWriter(path, file));
@@ -96,7 +99,8 @@ EventWriter::EventWriter(std::string path, std::FILE* file) : path_(std::move(pa
 
 EventWriter::~EventWriter() { std::fclose(file_); }
 
-absl::Status EventWriter::Scalars(int64_t step, const std::vector<std::pair<std::string, double>>& values) {
+absl::Status EventWriter::Scalars(int64_t step,
+                                  const std::vector<std::pair<std::string, double>>& values) {
   std::string summary, event = EventHead(step);
   for (const auto& [tag, number] : values) Bytes(&summary, 1, SummaryValue(tag, number));
   Bytes(&event, 5, summary);
@@ -109,7 +113,8 @@ absl::Status EventWriter::Write(const std::string& event) {
   Fixed(&record, MaskedCrc32c(record.data(), record.size()));
   record += event;
   Fixed(&record, MaskedCrc32c(event.data(), event.size()));
-  if (std::fwrite(record.data(), 1, record.size(), file_) != record.size() || std::fflush(file_) != 0) {
+  if (std::fwrite(record.data(), 1, record.size(), file_) != record.size() ||
+      std::fflush(file_) != 0) {
     return absl::ResourceExhaustedError(absl::StrCat(path_, ": ", std::strerror(errno)));
   }
   return absl::OkStatus();

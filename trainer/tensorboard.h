@@ -1,6 +1,7 @@
 #pragma once
-// TensorBoard event files: TFRecords of Event messages. Only scalars are written, so the few fields are encoded by
-// hand: the trainer then needs no protobuf beside LibTorch, whose copies of it clash.
+// TensorBoard event files: TFRecords of Event messages. Only scalars are written, so the few fields
+// are encoded by hand: the trainer then needs no protobuf beside LibTorch, whose copies of it
+// clash.
 
 #include <cstdio>
 #include <memory>

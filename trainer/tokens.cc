@@ -73,8 +73,8 @@ TokenStream TokenStream::Slice(int64_t begin, int64_t end) const {
 
 std::pair<TokenStream, TokenStream> SplitForValidation(const TokenStream& all, double fraction) {
   const int64_t n = all.size();
-  const int64_t target =
-      static_cast<int64_t>(std::floor(static_cast<double>(std::max<int64_t>(0, n - 1)) * (1 - fraction)));
+  const int64_t target = static_cast<int64_t>(
+      std::floor(static_cast<double>(std::max<int64_t>(0, n - 1)) * (1 - fraction)));
   int64_t cut = target;
   int64_t nearest = n / 50;
   for (int64_t end : all.DocumentEnds()) {

@@ -1,6 +1,6 @@
 #pragma once
-// A stream of tokens to train on: documents one after the other, each ended by id 0. In memory (tokenised text) or
-// mapped (binidx). Immutable once made; thread-safe.
+// A stream of tokens to train on: documents one after the other, each ended by id 0. In memory
+// (tokenised text) or mapped (binidx). Immutable once made; thread-safe.
 
 #include <cstdint>
 #include <memory>
@@ -14,7 +14,8 @@ namespace skein::trainer {
 class TokenStream {
  public:
   TokenStream() = default;
-  // weights[i] is the loss weight of predicting tokens[i]; empty: 1 for all. ends: index after each document.
+  // weights[i] is the loss weight of predicting tokens[i]; empty: 1 for all. ends: index after each
+  // document.
   TokenStream(std::vector<int32_t> tokens, std::vector<float> weights, std::vector<int64_t> ends);
   // Unsigned integers of `width` bytes (1, 2 or 4) at `data`, inside `file`.
   TokenStream(std::shared_ptr<base::MappedFile> file, const uint8_t* data, int width, int64_t size,
@@ -41,8 +42,8 @@ class TokenStream {
   int64_t begin_ = 0, end_ = 0;
 };
 
-// Cuts the last `fraction` off: at a document's end when one is within 2 % of the data of the place, else there.
-// The second part may be empty when the data is too short.
+// Cuts the last `fraction` off: at a document's end when one is within 2 % of the data of the
+// place, else there. The second part may be empty when the data is too short.
 std::pair<TokenStream, TokenStream> SplitForValidation(const TokenStream& all, double fraction);
 
 }  // namespace skein::trainer

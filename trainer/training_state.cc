@@ -32,7 +32,8 @@ absl::StatusOr<std::unique_ptr<engine::Checkpoint>> OpenState(const std::string&
   SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<engine::Checkpoint> file, engine::Checkpoint::Open(path));
   auto format = file->metadata().find("format");
   if (format == file->metadata().end() || format->second != kFormat) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": is not a training state of this version (", kFormat, ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": is not a training state of this version (", kFormat, ")"));
   }
   return file;
 }
@@ -40,7 +41,8 @@ absl::StatusOr<std::unique_ptr<engine::Checkpoint>> OpenState(const std::string&
 absl::Status CopyInto(const engine::Checkpoint& file, const char* name, at::Tensor& flat) {
   const engine::TensorView* view = file.Find(name);
   if (view == nullptr || view->dtype != engine::DType::kF32 || view->elements() != flat.numel()) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tensor '", name, "' is missing or has another size"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.path(), ": tensor '", name, "' is missing or has another size"));
   }
   view->CopyToF32(flat.mutable_data_ptr<float>());
   return absl::OkStatus();
@@ -48,13 +50,14 @@ absl::Status CopyInto(const engine::Checkpoint& file, const char* name, at::Tens
 
 }  // namespace
 
-absl::Status SaveTrainingState(const std::string& path, const Progress& p, const Parameters& parameters,
-                               Optimizer& optimizer) {
+absl::Status SaveTrainingState(const std::string& path, const Progress& p,
+                               const Parameters& parameters, Optimizer& optimizer) {
   const auto flat = [](const char* name, const at::Tensor& t) {
     return engine::TensorToWrite{name, engine::DType::kF32, {t.numel()}, t.const_data_ptr<float>()};
   };
   return engine::WriteSafetensors(
-      path, {flat("master", parameters.master()), flat("m", optimizer.m()), flat("v", optimizer.v())},
+      path,
+      {flat("master", parameters.master()), flat("m", optimizer.m()), flat("v", optimizer.v())},
       {{"format", kFormat},
        {"layout", absl::StrCat(parameters.LayoutHash())},
        {"step", absl::StrCat(p.step)},
@@ -81,7 +84,8 @@ absl::StatusOr<Progress> ReadProgress(const std::string& path) {
   return p;
 }
 
-absl::Status LoadTrainingState(const std::string& path, Parameters* parameters, Optimizer* optimizer) {
+absl::Status LoadTrainingState(const std::string& path, Parameters* parameters,
+                               Optimizer* optimizer) {
   SKEIN_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Checkpoint> file, OpenState(path));
   SKEIN_ASSIGN_OR_RETURN(const uint64_t layout, Number(*file, "layout"));
   if (layout != parameters->LayoutHash()) {

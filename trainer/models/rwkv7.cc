@@ -1,7 +1,7 @@
 #include "trainer/models/rwkv7.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty_like.h>
@@ -26,20 +26,23 @@ constexpr double kGroupNormEps = 64e-5;
 
 int32_t Rank(int64_t given, double factor, int64_t C) {
   if (given > 0) return static_cast<int32_t>(given);
-  return std::max(32, 32 * static_cast<int32_t>(std::nearbyint(factor * std::sqrt(static_cast<double>(C)) / 32)));
+  return std::max(32, 32 * static_cast<int32_t>(
+                               std::nearbyint(factor * std::sqrt(static_cast<double>(C)) / 32)));
 }
 
-// Residual add, norm, token shift and mixes; `seen` is what this norm's input was at the token before, and becomes
-// what it is at the last one.
-std::pair<Tensor, Tensor> NormMix(Tensor x, std::optional<Tensor> delta, const Tensor& ln_w, const Tensor& ln_b,
-                                  const Tensor& mix, const ForwardOptions& o, Tensor* seen) {
+// Residual add, norm, token shift and mixes; `seen` is what this norm's input was at the token
+// before, and becomes what it is at the last one.
+std::pair<Tensor, Tensor> NormMix(Tensor x, std::optional<Tensor> delta, const Tensor& ln_w,
+                                  const Tensor& ln_b, const Tensor& mix, const ForwardOptions& o,
+                                  Tensor* seen) {
   const bool shifted = seen != nullptr && seen->defined();
   if (shifted) {  // the token before goes in front, and its row of the result is dropped
     if (delta.has_value()) x = x + *delta;
     delta.reset();
     x = at::cat({*seen, x}, 1);
   }
-  auto [sum, mixed] = kernels::AddNormMix(x, delta, ln_w, ln_b, mix, shifted ? std::nullopt : o.reset, kNormEps);
+  auto [sum, mixed] =
+      kernels::AddNormMix(x, delta, ln_w, ln_b, mix, shifted ? std::nullopt : o.reset, kNormEps);
   if (seen != nullptr) *seen = sum.narrow(1, sum.size(1) - 1, 1).clone();
   if (!shifted) return {sum, mixed};
   return {sum.narrow(1, 1, sum.size(1) - 1), mixed.narrow(2, 1, mixed.size(2) - 1)};
@@ -74,7 +77,8 @@ engine::ModelConfig Rwkv7::Sizes(const ModelOptions& options, int64_t V) {
   return s;
 }
 
-Rwkv7::Rwkv7(const engine::ModelConfig& sizes, bool compute_bf16) : sizes_(sizes), compute_bf16_(compute_bf16) {
+Rwkv7::Rwkv7(const engine::ModelConfig& sizes, bool compute_bf16)
+    : sizes_(sizes), compute_bf16_(compute_bf16) {
   const int64_t C = sizes_.C, V = sizes_.V;
   const auto vector = [&](const std::string& name) { return parameters_.Add({name}, {C}, {C}); };
   emb_ = parameters_.Add({"emb.weight"}, {V, C}, {V, C});
@@ -90,7 +94,8 @@ Rwkv7::Rwkv7(const engine::ModelConfig& sizes, bool compute_bf16) : sizes_(sizes
 
 Rwkv7::Block Rwkv7::AddBlock(int64_t l) {
   const int64_t C = sizes_.C, H = sizes_.H, N = sizes_.N, F = sizes_.F;
-  const std::string block = absl::StrCat("blocks.", l, "."), att = block + "att.", ffn = block + "ffn.";
+  const std::string block = absl::StrCat("blocks.", l, "."), att = block + "att.",
+                    ffn = block + "ffn.";
   const auto vector = [&](const std::string& name) { return parameters_.Add({name}, {C}, {C}); };
   const auto row = [&](const std::string& name) { return parameters_.Add({name}, {1, 1, C}, {C}); };
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t columns) {
@@ -99,8 +104,9 @@ Rwkv7::Block Rwkv7::AddBlock(int64_t l) {
   Block b;
   b.ln1_w = vector(block + "ln1.weight");
   b.ln1_b = vector(block + "ln1.bias");
-  b.time_mix = parameters_.Add({att + "x_r", att + "x_w", att + "x_k", att + "x_v", att + "x_a", att + "x_g"},
-                               {1, 1, C}, {6, C});
+  b.time_mix = parameters_.Add(
+      {att + "x_r", att + "x_w", att + "x_k", att + "x_v", att + "x_a", att + "x_g"}, {1, 1, C},
+      {6, C});
   b.w0 = row(att + "w0");
   b.w1 = matrix(att + "w1", C, sizes_.rank_w);
   b.w2 = matrix(att + "w2", sizes_.rank_w, C);
@@ -165,27 +171,32 @@ Tensor Rwkv7::TimeMix(const Block& b, const Tensor& mixed, Tensor* v_first, cons
   if (wkv != nullptr && wkv->defined()) state = *wkv;
   const auto [y, final_state] = kernels::Wkv7(r, w_raw, k, v, a, kk_gate, state, o.reset, sizes_.H);
   if (wkv != nullptr) *wkv = final_state;
-  return Linear(kernels::NormBonusGate(y, r, k, v, g, leaf(b.r_k), leaf(b.ln_x_w), leaf(b.ln_x_b), kGroupNormEps),
+  return Linear(kernels::NormBonusGate(y, r, k, v, g, leaf(b.r_k), leaf(b.ln_x_w), leaf(b.ln_x_b),
+                                       kGroupNormEps),
                 leaf(b.output));
 }
 
 Tensor Rwkv7::ChannelMix(const Block& b, const Tensor& mixed) const {
-  return Linear(kernels::ReluSquared(Linear(mixed.select(0, 0), leaf(b.ffn_key))), leaf(b.ffn_value));
+  return Linear(kernels::ReluSquared(Linear(mixed.select(0, 0), leaf(b.ffn_key))),
+                leaf(b.ffn_value));
 }
 
 Tensor Rwkv7::Hidden(const Tensor& tokens, const ForwardOptions& o) const {
   const int64_t C = sizes_.C;
   if (o.state != nullptr) o.state->blocks.resize(blocks_.size());
-  Tensor x = at::layer_norm(at::embedding(leaf(emb_), tokens), {C}, leaf(ln0_w_), leaf(ln0_b_), kNormEps);
+  Tensor x =
+      at::layer_norm(at::embedding(leaf(emb_), tokens), {C}, leaf(ln0_w_), leaf(ln0_b_), kNormEps);
   x = Dropout(x, o, 0);
   Tensor v_first, mixed;
   std::optional<Tensor> delta;
   for (size_t l = 0; l < blocks_.size(); ++l) {
     const Block& b = blocks_[l];
     Rwkv7State::Block* s = o.state != nullptr ? &o.state->blocks[l] : nullptr;
-    std::tie(x, mixed) = NormMix(x, delta, leaf(b.ln1_w), leaf(b.ln1_b), leaf(b.time_mix), o, s ? &s->att_x : nullptr);
+    std::tie(x, mixed) = NormMix(x, delta, leaf(b.ln1_w), leaf(b.ln1_b), leaf(b.time_mix), o,
+                                 s ? &s->att_x : nullptr);
     delta = Dropout(TimeMix(b, mixed, &v_first, o, s ? &s->wkv : nullptr), o, 2 * l + 1);
-    std::tie(x, mixed) = NormMix(x, delta, leaf(b.ln2_w), leaf(b.ln2_b), leaf(b.channel_mix), o, s ? &s->ffn_x : nullptr);
+    std::tie(x, mixed) = NormMix(x, delta, leaf(b.ln2_w), leaf(b.ln2_b), leaf(b.channel_mix), o,
+                                 s ? &s->ffn_x : nullptr);
     delta = Dropout(ChannelMix(b, mixed), o, 2 * l + 2);
   }
   return at::layer_norm(x + *delta, {C}, leaf(ln_out_w_), leaf(ln_out_b_), kNormEps);

@@ -1,6 +1,8 @@
 #pragma once
-// RWKV-7 for training: the layer loop on the operators of kernels/torch_ops.h, in the order of the engine's model.
-//   x = LN(emb[token]; ln0);  per block x += TimeMix(LN(x; ln1)); x += ChannelMix(LN(x; ln2));  LN(x; ln_out)
+// RWKV-7 for training: the layer loop on the operators of kernels/torch_ops.h, in the order of the
+// engine's model.
+//   x = LN(emb[token]; ln0);  per block x += TimeMix(LN(x; ln1)); x += ChannelMix(LN(x; ln2));
+//   LN(x; ln_out)
 
 #include <ATen/core/Tensor.h>
 
@@ -27,7 +29,7 @@ struct ForwardOptions {
   std::optional<at::Tensor> reset;  // bool [B, T]: a document starts at this token
   Rwkv7State* state = nullptr;      // read and advanced (no gradient through it)
   double dropout = 0;
-  uint64_t dropout_seed = 0;        // the masks are a function of it alone
+  uint64_t dropout_seed = 0;  // the masks are a function of it alone
 };
 
 class Rwkv7 {
@@ -51,13 +53,15 @@ class Rwkv7 {
 
  private:
   struct Block {  // indices of leaves
-    int ln1_w, ln1_b, time_mix, w0, w1, w2, a0, a1, a2, v0 = -1, v1 = -1, v2 = -1, g1, g2, k_k, k_a, r_k;
-    int receptance, key, value, output, ln_x_w, ln_x_b, ln2_w, ln2_b, channel_mix, ffn_key, ffn_value;
+    int ln1_w, ln1_b, time_mix, w0, w1, w2, a0, a1, a2, v0 = -1, v1 = -1, v2 = -1, g1, g2, k_k, k_a,
+                                                        r_k;
+    int receptance, key, value, output, ln_x_w, ln_x_b, ln2_w, ln2_b, channel_mix, ffn_key,
+        ffn_value;
   };
   Block AddBlock(int64_t l);
   const at::Tensor& leaf(int index) const { return parameters_.leaf(index); }
-  at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) const;       // w [out, in]
-  at::Tensor Project(const at::Tensor& x, const at::Tensor& w) const;      // w [in, out]
+  at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) const;   // w [out, in]
+  at::Tensor Project(const at::Tensor& x, const at::Tensor& w) const;  // w [in, out]
   at::Tensor TimeMix(const Block& b, const at::Tensor& mixed, at::Tensor* v_first,
                      const ForwardOptions& options, at::Tensor* wkv) const;
   at::Tensor ChannelMix(const Block& b, const at::Tensor& mixed) const;

@@ -1,4 +1,5 @@
-// The initial values of RWKV-7 ("x070"), with rho = l / (L - 1) (0 for one layer), eta = 1 - l / L, d_i = i / C.
+// The initial values of RWKV-7 ("x070"), with rho = l / (L - 1) (0 for one layer), eta = 1 - l / L,
+// d_i = i / C.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -18,8 +19,8 @@
 namespace skein::trainer {
 namespace {
 
-// Rows (or columns, when there are more rows) orthonormal, times gain: QR of a Gaussian with the sign of R's
-// diagonal taken out, which makes it uniform over all such matrices.
+// Rows (or columns, when there are more rows) orthonormal, times gain: QR of a Gaussian with the
+// sign of R's diagonal taken out, which makes it uniform over all such matrices.
 std::vector<float> Orthogonal(int64_t rows, int64_t columns, double gain, Random random) {
   const int64_t tall = std::max(rows, columns), narrow = std::min(rows, columns);
   at::Tensor gaussian = at::empty({tall, narrow}, at::kFloat);
@@ -37,7 +38,8 @@ std::vector<float> Orthogonal(int64_t rows, int64_t columns, double gain, Random
 template <typename F>
 std::vector<float> Fill(int64_t n, F f) {
   std::vector<float> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = static_cast<float>(f(static_cast<double>(i)));
+  for (int64_t i = 0; i < n; ++i)
+    values[static_cast<size_t>(i)] = static_cast<float>(f(static_cast<double>(i)));
   return values;
 }
 
@@ -64,8 +66,9 @@ Place PlaceOf(const std::string& name, const engine::ModelConfig& sizes) {
 }
 
 // Token-shift mixes: 1 - d^(e eta).
-const std::map<std::string, double> kMixExponent = {{"att.x_r", 0.2}, {"att.x_w", 0.9}, {"att.x_k", 0.7},
-                                                    {"att.x_v", 0.7}, {"att.x_a", 0.9}, {"att.x_g", 0.2}};
+const std::map<std::string, double> kMixExponent = {{"att.x_r", 0.2}, {"att.x_w", 0.9},
+                                                    {"att.x_k", 0.7}, {"att.x_v", 0.7},
+                                                    {"att.x_a", 0.9}, {"att.x_g", 0.2}};
 
 std::string Tail(const std::string& name) {  // without "blocks.N."
   if (!absl::StartsWith(name, "blocks.")) return name;
@@ -76,13 +79,15 @@ std::vector<float> VectorValue(const std::string& tail, int64_t n, const Place& 
   if (auto mix = kMixExponent.find(tail); mix != kMixExponent.end()) {
     return Fill(n, [&](double i) { return 1 - std::pow(i / p.C, mix->second * p.eta); });
   }
-  if (tail == "ffn.x_k") return Fill(n, [&](double i) { return 1 - std::pow(i / p.C, std::pow(p.eta, 4)); });
+  if (tail == "ffn.x_k")
+    return Fill(n, [&](double i) { return 1 - std::pow(i / p.C, std::pow(p.eta, 4)); });
   if (tail == "att.w0") {
     return Fill(n, [&](double i) {
       return -6 + 6 * std::pow(i / (p.C - 1), 1 + std::pow(p.rho, 0.3)) + 0.5 + 2.5 * p.Z(i);
     });
   }
-  if (tail == "att.a0") return Fill(n, [&](double i) { return -0.19 + 0.3 * p.Z(i) + 0.4 * p.Lambda(i); });
+  if (tail == "att.a0")
+    return Fill(n, [&](double i) { return -0.19 + 0.3 * p.Z(i) + 0.4 * p.Lambda(i); });
   if (tail == "att.v0") return Fill(n, [&](double i) { return 0.73 - 0.4 * p.Lambda(i); });
   if (tail == "att.k_k") return Fill(n, [&](double i) { return 0.71 - 0.1 * p.Lambda(i); });
   if (tail == "att.k_a") return Fill(n, [](double) { return 1.02; });
@@ -111,7 +116,8 @@ std::vector<float> InitialValue(const std::string& name, const std::vector<int64
   if (tail == "emb.weight") {
     return Fill(rows * columns, [&](double) { return (2 * random.Uniform() - 1) * 1e-4; });
   }
-  if (tail == "head.weight") return Orthogonal(rows, columns, rows > columns ? 0.5 * tall : 0.5, random);
+  if (tail == "head.weight")
+    return Orthogonal(rows, columns, rows > columns ? 0.5 * tall : 0.5, random);
   if (tail == "att.w2" || tail == "att.a2" || tail == "att.v2" || tail == "att.g2") {
     return Orthogonal(rows, columns, rows > columns ? 0.1 * tall : 0.1, random);
   }
@@ -119,7 +125,8 @@ std::vector<float> InitialValue(const std::string& name, const std::vector<int64
   if (tail == "att.receptance.weight" || tail == "att.value.weight" || tail == "ffn.key.weight") {
     return Orthogonal(rows, columns, 1, random);
   }
-  // att.w1, a1, v1, g1, att.output.weight and ffn.value.weight: a fresh block adds nothing to the residual stream.
+  // att.w1, a1, v1, g1, att.output.weight and ffn.value.weight: a fresh block adds nothing to the
+  // residual stream.
   return std::vector<float>(static_cast<size_t>(rows * columns), 0.0f);
 }
 
