@@ -115,9 +115,9 @@ absl::Status RefuseOtherVersions(const Shapes& shapes) {
     return Refuse("an experimental variant of RWKV-6", att + "time_maa_rkvw_w1");
   }
   if (has("time_maa_x")) return Refuse("an RWKV-6", att + "time_maa_x");
-  if (has("ln_x.weight")) {
-    const auto decay = shapes.find(att + "time_decay");
-    if (decay != shapes.end() && decay->second.size() == 2 && decay->second[1] > 1) {
+  const auto decay = shapes.find(att + "time_decay");
+  if (has("ln_x.weight") && decay != shapes.end()) {
+    if (decay->second.size() == 2 && decay->second[1] > 1) {
       return Refuse("an RWKV-5.2", att + "time_decay");
     }
     if (has("gate.weight")) return Refuse("an RWKV-5.1", att + "gate.weight");

@@ -217,7 +217,9 @@ absl::StatusOr<ModelConfig> Recognizer::Run() {
   SKEIN_RETURN_IF_ERROR(CheckTop());
   for (int32_t layer = 0; layer < config_.L; ++layer) SKEIN_RETURN_IF_ERROR(CheckBlock(layer));
   SKEIN_RETURN_IF_ERROR(CheckRest());
+  // The value branch of layer 0 does not count, whether it is there or not: nothing uses it.
   for (const auto& [name, shape] : shapes_) {
+    if (absl::StartsWith(name, "blocks.0.att.v") && name != "blocks.0.att.value.weight") continue;
     int64_t elements = 1;
     for (int64_t size : *shape) elements *= size;
     config_.parameters += elements;
