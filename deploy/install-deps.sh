@@ -120,13 +120,14 @@ install_packages() {
       "apt-get install -y --no-install-recommends $*"
   fi
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q -y)
-  say "installing $# Debian packages"
-  as_root "${apt[@]}" update ||
-    die "apt-get update failed" "Is there a network, and are the mirrors in /etc/apt/sources.list* right?"
+  local log="$DEPS/apt.log"
+  say "installing $# Debian packages (messages go to $log)"
+  as_root "${apt[@]}" update >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2 && die "apt-get update failed" "Is there a network, and are the mirrors in /etc/apt/sources.list* right?"; }
   trap allow_services EXIT
   forbid_services
-  as_root "${apt[@]}" install --no-install-recommends "$@" ||
-    die "apt-get could not install the packages" "Its message is above. Half-installed packages: 'dpkg --configure -a', then run this again."
+  as_root "${apt[@]}" install --no-install-recommends "$@" >>"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2 && die "apt-get could not install the packages" "Its message is above. After half-installed packages: 'dpkg --configure -a', then run this again."; }
   allow_services
   if [[ " $* " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
     as_root systemctl disable prometheus >/dev/null 2>&1 || true # no systemd runs here: nothing would start it
