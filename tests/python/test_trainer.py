@@ -1,0 +1,279 @@
+"""skein-train from outside: resume after kill -9 and Ctrl-C, a full disk, the run folder, bad input."""
+
+import json
+import pathlib
+import random
+import resource
+import signal
+import struct
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from daemon import BUILD, ROOT
+
+TRAIN = BUILD / "bin" / "skein-train"
+STEPS = 40
+
+pytestmark = pytest.mark.skipif(not TRAIN.exists(), reason="built without LibTorch")
+
+
+def text(path):
+    rng = random.Random(7)
+    words = "the skein of geese flies over a quiet lake and the river runs to the sea".split()
+    path.write_text(" ".join(rng.choice(words) for _ in range(4000)))
+    return path
+
+
+def settings(tmp_path, folder="run", **more):
+    data = tmp_path / "data.txt"
+    if not data.exists():
+        text(data)
+    keys = {"run.folder": tmp_path / folder, "data.train": data, "model.layers": 2, "model.width": 32,
+            "model.head_size": 16, "model.dropout": 0.1, "train.context": 24, "train.batch": 3, "train.accumulate": 2,
+            "train.steps": STEPS, "train.warmup": 4, "train.lr": 2e-3, "train.lr_final": 1e-4, "train.threads": 1,
+            "train.compute": "fp32", "evaluate.every": 15, "evaluate.samples": 0, "evaluate.max_windows": 10,
+            "save.every": 6, "log.every": 1, "log.tensorboard": False, **more}
+    return [part for key, value in keys.items() for part in ("--set", f"{key}={str(value).lower() if value in (True, False) else value}")]
+
+
+def start(arguments, **options):
+    return subprocess.Popen([TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def train(arguments, **options):
+    return subprocess.run([TRAIN, *arguments], capture_output=True, text=True, timeout=240, **options)
+
+
+def tensors(path):
+    """name -> raw bytes, and the metadata, of a .safetensors file."""
+    raw = pathlib.Path(path).read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8:8 + size])
+    metadata = header.pop("__metadata__", {})
+    begin = 8 + size
+    return {n: raw[begin + t["data_offsets"][0]:begin + t["data_offsets"][1]] for n, t in header.items()}, metadata
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1].split("/")[0].rstrip(":")) >= step:
+            return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    path = tmp_path_factory.mktemp("whole")
+    done = train(settings(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def same_end(whole, path, folder="run"):
+    assert (path / folder / "last.safetensors").read_bytes() == (whole / "run" / "last.safetensors").read_bytes()
+    state, metadata = tensors(path / folder / "state.safetensors")
+    expected, expected_metadata = tensors(whole / "run" / "state.safetensors")
+    assert state == expected
+    for key in ["step", "updates", "tokens_seen", "best_loss_bits", "best_step"]:
+        assert metadata[key] == expected_metadata[key]
+
+
+def test_ends_with_the_serving_command(tmp_path, whole):
+    again = train(settings(whole, **{"run.resume": "always"}))
+    assert again.returncode == 0, again.stderr
+    assert f"--model {whole}/run/last.safetensors" in again.stdout
+    _, metadata = tensors(whole / "run" / "last.safetensors")
+    assert metadata["skein.tokenizer"] == "bytes"
+    assert metadata["skein.training_context"] == "24"
+    assert metadata["skein.tokens_seen"] == str(STEPS * 2 * 3 * 24)
+
+
+def test_log_has_every_step_and_the_loss_falls(whole):
+    lines = [json.loads(line) for line in (whole / "run" / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1] - 1
+    assert any("bits_per_byte" in line for line in lines)
+
+
+def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path, whole):
+    rng = random.Random()
+    kills = 0
+    for _ in range(3):
+        process = start(settings(tmp_path, **{"run.resume": "auto"}))
+        reached = wait_for_step(process, rng.randint(1, STEPS - 2))
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        kills += reached
+    assert kills > 0
+    done = train(settings(tmp_path, **{"run.resume": "auto"}))
+    assert done.returncode == 0, done.stderr
+    same_end(whole, tmp_path)
+
+
+def test_ctrl_c_writes_a_resumable_state(tmp_path, whole):
+    process = start(settings(tmp_path))
+    assert wait_for_step(process, 9)
+    process.send_signal(signal.SIGINT)
+    output = process.stdout.read()
+    assert process.wait() == 130
+    assert "run.resume=always" in output
+    _, metadata = tensors(tmp_path / "run" / "state.safetensors")
+    assert 9 <= int(metadata["step"]) < STEPS
+    done = train(settings(tmp_path, **{"run.resume": "always"}))
+    assert done.returncode == 0, done.stderr
+    assert f"going on after step {metadata['step']}" in done.stdout
+    same_end(whole, tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, whole):
+    process = start(settings(tmp_path))
+    assert wait_for_step(process, 8)
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait() == 130
+    before = (tmp_path / "run" / "state.safetensors").read_bytes()
+
+    def limit():  # no file may grow beyond this: the state is larger, the log is not
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+
+    full = train(settings(tmp_path, **{"run.resume": "always"}), preexec_fn=limit, restore_signals=False)
+    assert full.returncode == 1
+    assert "is not saved, the save before it is whole" in full.stdout
+    assert "state.safetensors" in full.stderr
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if "tmp" in p.name) == []
+    done = train(settings(tmp_path, **{"run.resume": "always"}))
+    assert done.returncode == 0, done.stderr
+    same_end(whole, tmp_path)
+
+
+def test_a_run_folder_is_never_overwritten(whole):
+    again = train(settings(whole))
+    assert again.returncode == 1
+    assert "run.resume=always" in again.stderr and "run.folder=" in again.stderr
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    for mode in ["never", "auto", "always"]:
+        assert train(settings(tmp_path, **{"run.resume": mode})).returncode == 1
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_one_folder_one_trainer(tmp_path):
+    first = start(settings(tmp_path, **{"train.steps": 100000}))
+    try:
+        assert wait_for_step(first, 2)
+        second = train(settings(tmp_path, **{"run.resume": "auto", "train.steps": 100000}))
+        assert second.returncode == 1
+        assert "in use by another skein-train" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+
+
+def test_resume_refuses_another_config(whole):
+    changed = train(settings(whole, **{"run.resume": "always", "train.lr": 1e-3}))
+    assert changed.returncode == 1
+    assert "train.lr" in changed.stderr and "model.init_from" in changed.stderr
+
+
+def test_an_existing_output_is_not_overwritten(tmp_path):
+    (tmp_path / "model.safetensors").write_text("precious")
+    refused = train(settings(tmp_path, **{"run.output": tmp_path / "model.safetensors"}))
+    assert refused.returncode == 1
+    assert "model.safetensors exists already" in refused.stderr
+
+
+def test_a_non_finite_step_is_skipped_and_said(tmp_path, whole):
+    """Continues from weights in which the embedding of 'Q' is NaN, on a text with a few of them."""
+    source = (whole / "run" / "last.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", source[:8])
+    header = json.loads(source[8:8 + size])
+    at = 8 + size + header["emb.weight"]["data_offsets"][0] + (ord("Q") + 1) * 32 * 4
+    raw = bytearray(source)
+    raw[at:at + 32 * 4] = np.full(32, np.nan, "<f4").tobytes()
+    (tmp_path / "nan.safetensors").write_bytes(raw)
+    words = text(tmp_path / "data.txt").read_text()
+    (tmp_path / "data.txt").write_text(words[:9000] + " Q " + words[9000:])
+    done = train(settings(tmp_path, **{"model.init_from": tmp_path / "nan.safetensors", "train.steps": 300,
+                                       "evaluate.every": 0, "save.every": 0, "model.dropout": 0, "log.every": 50}))
+    assert done.returncode == 0, done.stderr
+    assert "skipped, the loss is not finite" in done.stdout
+    weights, _ = tensors(tmp_path / "run" / "last.safetensors")
+    for name, value in weights.items():
+        numbers = np.frombuffer(value, "<f4")
+        expected = 32 if name == "emb.weight" else 0
+        assert np.isnan(numbers).sum() == expected, name
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"train.lerning_rate": 1}, "train.lerning_rate"),
+    ({"model.head_size": 24}, "multiple of 16"),
+    ({"data.train": "/nowhere/text.txt"}, "/nowhere/text.txt"),
+    ({"train.context": 100000}, "less than one window"),
+    ({"data.sampler": "magic-prime"}, "data.sampler"),
+    ({"data.tokenizer": "/nowhere/vocabulary.txt"}, "data.tokenizer"),
+    ({"model.init_from": "/nowhere/model.safetensors"}, "/nowhere/model.safetensors"),
+    ({"run.resume": "always"}, "holds no run to resume"),
+])
+def test_bad_input_is_named(tmp_path, change, message):
+    if change.get("data.sampler"):
+        change = {**change, "train.context": 1500}
+    refused = train(settings(tmp_path, **change))
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_unknown_key_names_the_nearest(tmp_path):
+    refused = train(["--set", "train.contxt=3"])
+    assert refused.returncode == 1
+    assert "train.context" in refused.stderr
+
+
+def test_bad_json_lines_are_named_with_their_line(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "fine"}\n{"messages": [{"role": "robot", "content": "x"}]}\n')
+    refused = train(settings(tmp_path, **{"data.train": data}))
+    assert refused.returncode == 1
+    assert "data.jsonl:2:" in refused.stderr and "robot" in refused.stderr
+
+
+def test_print_effective_config_reads_back(tmp_path):
+    printed = train(["--set", "train.lr=0.00123", "--print-effective-config"])
+    assert printed.returncode == 0
+    (tmp_path / "config.yaml").write_text(printed.stdout)
+    again = train(["--config", str(tmp_path / "config.yaml"), "--print-effective-config"])
+    assert again.stdout == printed.stdout
+    assert "0.00123" in printed.stdout
+
+
+@pytest.mark.parametrize("config", sorted(p.name for p in (ROOT / "trainer" / "configs").glob("*.yaml")))
+def test_shipped_configs_are_valid(config):
+    assert train(["--config", str(ROOT / "trainer" / "configs" / config), "--print-effective-config"]).returncode == 0
+
+
+def test_help_lists_the_keys():
+    shown = train(["--help"])
+    assert shown.returncode == 0
+    assert "train.lr_final" in shown.stdout and "--write-binidx" in shown.stdout
+
+
+def test_written_binidx_trains_to_the_same_weights(tmp_path, whole):
+    """Text and its binidx are the same data."""
+    written = train([*settings(tmp_path), "--write-binidx", str(tmp_path / "tokens")])
+    assert written.returncode == 0, written.stderr
+    done = train(settings(tmp_path, **{"data.train": tmp_path / "tokens", "data.validation": tmp_path / "tokens.validation"}))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == (whole / "run" / "last.safetensors").read_bytes()
