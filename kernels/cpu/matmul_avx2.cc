@@ -96,10 +96,18 @@ void Finish(const MatmulParams& p, int64_t panel, __m256* v) {
   v[1] = Activate(v[1], p.activation);
 }
 
-// K steps of R rows by P panels. x is [K][R]; panel q's weights begin at w + q * panel_stride.
+// K steps of R rows by P panels. x is [K][R]; panel q's weights begin at w + q * panel_stride. The
+// sums live in registers inside the loop, for which the compiler must see every index as a
+// constant.
 template <int R, int P, typename Wide>
 inline void Multiply(const float* x, const typename Wide::Type* w, int64_t panel_stride, int64_t K,
-                     __m256 (&sums)[P][R][2]) {
+                     __m256 (*sums)[R][2]) {
+  __m256 low_sums[P * R], high_sums[P * R];
+#pragma GCC unroll 8
+  for (int i = 0; i < P * R; ++i) {
+    low_sums[i] = sums[i / R][i % R][0];
+    high_sums[i] = sums[i / R][i % R][1];
+  }
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 8
     for (int q = 0; q < P; ++q) {
@@ -108,12 +116,17 @@ inline void Multiply(const float* x, const typename Wide::Type* w, int64_t panel
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256 value = _mm256_broadcast_ss(x + r);
-        sums[q][r][0] = _mm256_fmadd_ps(value, low, sums[q][r][0]);
-        sums[q][r][1] = _mm256_fmadd_ps(value, high, sums[q][r][1]);
+        low_sums[q * R + r] = _mm256_fmadd_ps(value, low, low_sums[q * R + r]);
+        high_sums[q * R + r] = _mm256_fmadd_ps(value, high, high_sums[q * R + r]);
       }
     }
     x += R;
     w += kPanel;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < P * R; ++i) {
+    sums[i / R][i % R][0] = low_sums[i];
+    sums[i / R][i % R][1] = high_sums[i];
   }
 }
 
