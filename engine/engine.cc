@@ -81,7 +81,7 @@ class Engine::Impl {
                  return chat.CursorAfter(tokenizer.Decode(last));
                }),
         queue_(options.max_queued, options.max_queued_tokens),
-        shards_(tokenizer, options.output_shards) {}
+        shards_(tokenizer, options.output_shards, options.slots) {}
 
   absl::Status Start() {
     SKEIN_ASSIGN_OR_RETURN(

@@ -89,7 +89,7 @@ void EngineLoop::Finish(Sequence* sequence, End end, const absl::Status& error) 
   finished.timings = TimingsOf(*sequence);
   Retire(sequence, end, status, finished.usage, finished.timings);
   if (status.ok()) {
-    p_.shards.Post(sequence->stream, std::move(finished));
+    p_.shards.Post(sequence->stream, std::make_unique<FinishedEvent>(std::move(finished)));
   } else {
     p_.shards.Post(sequence->stream, std::move(status));
   }

@@ -20,6 +20,11 @@ SchedulerOptions StepLimits(const EngineOptions& options) {
           options.target_inter_token};
 }
 
+absl::Status SlowReader() {
+  return base::MakeStatus(absl::StatusCode::kResourceExhausted, "SLOW_READER",
+                          "the client did not read its stream for too long");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const Parts& parts) {
@@ -134,12 +139,11 @@ std::optional<End> EngineLoop::Overdue(const Sequence& sequence, absl::Time now)
 }
 
 void EngineLoop::EndOverdue(absl::Time now) {
-  const absl::Status slow = base::MakeStatus(absl::StatusCode::kResourceExhausted, "SLOW_READER",
-                                             "the client did not read its stream for too long");
   const auto end_if_overdue = [&](SequencePtr& sequence) {
     const std::optional<End> end = Overdue(*sequence, now);
-    if (end.has_value())
-      Finish(sequence.get(), *end, *end == End::kError ? slow : absl::OkStatus());
+    if (end.has_value()) {
+      Finish(sequence.get(), *end, *end == End::kError ? SlowReader() : absl::OkStatus());
+    }
     return end.has_value();
   };
   std::erase_if(running_, end_if_overdue);
@@ -239,7 +243,7 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
     started.tokens_reused = sequence->base_consumed;
     started.restored_from = RestoredFrom(*sequence);
     started.seed = sequence->sampling.seed();
-    p_.shards.Post(sequence->stream, std::move(started));
+    p_.shards.Post(sequence->stream, std::make_unique<StartedEvent>(std::move(started)));
   }
   if (sequence->prefill_target() == 0) {  // max_tokens 0 and at most one token: it stays pending
     Finish(sequence.get(), End::kLength, absl::OkStatus());

@@ -7,8 +7,7 @@ namespace {
 
 // A shard that is this many tokens behind counts as a slow reader: the row pauses until it has
 // caught up.
-constexpr int32_t kMostUndelivered = 1024;
-constexpr size_t kReserved = 1024;
+constexpr int32_t kMostUndelivered = 256;
 
 template <typename... F>
 struct Overloaded : F... {
@@ -24,13 +23,17 @@ bool OutputStream::Writable() const {
          (sink_ == nullptr || sink_->Writable());
 }
 
-OutputShards::OutputShards(const Tokenizer& tokenizer, int shards) : tokenizer_(tokenizer) {
+OutputShards::OutputShards(const Tokenizer& tokenizer, int shards, int rows)
+    : tokenizer_(tokenizer) {
+  const size_t step =
+      static_cast<size_t>(rows) * 16;  // more than a token a row only when held ones are released
+  const size_t capacity = static_cast<size_t>(rows) * kMostUndelivered + step;
   for (int i = 0; i < shards; ++i) {
     shards_.push_back(std::make_unique<Shard>());
     Shard* shard = shards_.back().get();
-    shard->collected.reserve(kReserved);
-    shard->inbox.reserve(kReserved);
-    shard->thread = std::thread([this, shard] { Run(shard); });
+    shard->collected.reserve(step);
+    shard->inbox.reserve(capacity);
+    shard->thread = std::thread([this, shard, capacity] { Run(shard, capacity); });
   }
 }
 
@@ -57,11 +60,7 @@ void OutputShards::Flush() {
     if (shard->collected.empty()) continue;
     {
       std::lock_guard<std::mutex> lock(shard->mu);
-      if (shard->inbox.empty()) {
-        shard->inbox.swap(shard->collected);
-      } else {
-        for (Item& item : shard->collected) shard->inbox.push_back(std::move(item));
-      }
+      for (Item& item : shard->collected) shard->inbox.push_back(std::move(item));
     }
     shard->wake.notify_one();
     shard->collected.clear();
@@ -75,9 +74,9 @@ void OutputShards::WaitUntilDelivered() {
   }
 }
 
-void OutputShards::Run(Shard* shard) {
+void OutputShards::Run(Shard* shard, size_t capacity) {
   std::vector<Item> items;
-  items.reserve(kReserved);
+  items.reserve(capacity);
   std::unique_lock<std::mutex> lock(shard->mu);
   while (true) {
     shard->wake.wait(lock, [&] { return !shard->inbox.empty() || shard->stop; });
@@ -115,7 +114,7 @@ void OutputShards::DeliverEvent(OutputStream& stream, OutputEvent& event) {
     ++stream.taken_;
     return;
   }
-  const bool last = std::holds_alternative<FinishedEvent>(event) ||
+  const bool last = std::holds_alternative<std::unique_ptr<FinishedEvent>>(event) ||
                     std::holds_alternative<absl::Status>(event) ||
                     std::holds_alternative<Usage>(event);
   if (last && stream.sink_ != nullptr) stream.utf8_.Finish(&stream.text_);
@@ -123,9 +122,9 @@ void OutputShards::DeliverEvent(OutputStream& stream, OutputEvent& event) {
   std::visit(Overloaded{
                  [&](TokenEvent&) {},
                  [&](QueuedEvent& e) { stream.sink_->OnQueued(e.position); },
-                 [&](StartedEvent& e) { stream.sink_->OnStarted(e); },
+                 [&](std::unique_ptr<StartedEvent>& e) { stream.sink_->OnStarted(*e); },
                  [&](ProgressEvent& e) { stream.sink_->OnProgress(e); },
-                 [&](FinishedEvent& e) { stream.sink_->OnFinished(e); },
+                 [&](std::unique_ptr<FinishedEvent>& e) { stream.sink_->OnFinished(*e); },
                  [&](absl::Status& e) {
                    stream.sink_ != nullptr ? stream.sink_->OnError(e)
                                            : stream.score_sink_->OnError(e);

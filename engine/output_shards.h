@@ -22,9 +22,11 @@ namespace skein::engine {
 struct QueuedEvent {
   int64_t position = 0;
 };
-// Usage ends a score; FinishedEvent or absl::Status end any request.
-using OutputEvent = std::variant<TokenEvent, QueuedEvent, StartedEvent, ProgressEvent,
-                                 FinishedEvent, absl::Status, ScoreEvent, Usage>;
+// Usage ends a score; FinishedEvent or absl::Status end any request. What comes once a request is
+// behind a pointer, so that a token's event stays small.
+using OutputEvent =
+    std::variant<TokenEvent, QueuedEvent, ProgressEvent, ScoreEvent, Usage, absl::Status,
+                 std::unique_ptr<StartedEvent>, std::unique_ptr<FinishedEvent>>;
 
 // One request's sink and what its shard keeps for it. Owned by the request's sequence on the engine
 // thread and by the events on their way, whichever lasts longer.
@@ -56,7 +58,9 @@ class OutputStream {
 
 class OutputShards {
  public:
-  OutputShards(const Tokenizer& tokenizer, int shards);
+  // `rows`: how many requests run at once; queues are sized for them, so that Post and Flush do not
+  // allocate.
+  OutputShards(const Tokenizer& tokenizer, int shards, int rows);
   ~OutputShards();  // delivers what was flushed, then joins
   OutputShards(const OutputShards&) = delete;
   OutputShards& operator=(const OutputShards&) = delete;
@@ -89,7 +93,7 @@ class OutputShards {
     bool stop ABSL_GUARDED_BY(mu) = false;
     std::thread thread;
   };
-  void Run(Shard* shard);
+  void Run(Shard* shard, size_t capacity);
   void Deliver(std::vector<Item>* items);
   void DeliverEvent(OutputStream& stream, OutputEvent& event);
   void FlushText(OutputStream& stream);
