@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/checkpoint/float_bits.h"
 #include "engine/checkpoint/tensor_source.h"
 
 namespace skein::engine {
@@ -22,7 +23,7 @@ const void* Contents(const TensorView& tensor, DType dtype, std::vector<uint8_t>
     std::vector<float> wide(n);
     tensor.CopyToF32(wide.data());
     auto* narrow = reinterpret_cast<uint16_t*>(scratch->data());
-    for (int64_t i = 0; i < n; ++i) narrow[i] = F32ToBF16(wide[i]);
+    for (int64_t i = 0; i < n; ++i) narrow[i] = NarrowToBF16(wide[i]);
   }
   return scratch->data();
 }

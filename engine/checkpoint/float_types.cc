@@ -1,35 +1,10 @@
-// Conversions between fp32, bf16 and fp16, by bits.
-
-#include <bit>
-#include <cstdint>
-
 #include "engine/checkpoint.h"
+#include "engine/checkpoint/float_bits.h"
 
 namespace skein::engine {
 
-float BF16ToF32(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-uint16_t F32ToBF16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  // Rounding could carry a NaN into infinity: keep its sign and make it quiet instead.
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x0040u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-float F16ToF32(uint16_t half) {
-  const uint32_t sign = uint32_t{half & 0x8000u} << 16;
-  const uint32_t exponent = (half >> 10) & 0x1fu;
-  const uint32_t fraction = half & 0x3ffu;
-  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24 is exact in fp32
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
-  }
-  if (exponent == 31) {  // infinity or NaN (made quiet, as the hardware conversion does)
-    return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13) |
-                                (fraction ? 0x00400000u : 0u));
-  }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
-}
+float BF16ToF32(uint16_t bits) { return WidenBF16(bits); }
+uint16_t F32ToBF16(float value) { return NarrowToBF16(value); }
+float F16ToF32(uint16_t bits) { return WidenF16(bits); }
 
 }  // namespace skein::engine

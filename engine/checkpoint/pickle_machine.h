@@ -40,6 +40,19 @@ struct PickleValue {
   std::vector<PickleId> items;
 };
 
+inline PickleValue PickleNumber(PickleKind kind, int64_t number) {
+  PickleValue value;
+  value.kind = kind;
+  value.number = number;
+  return value;
+}
+inline PickleValue PickleText(PickleKind kind, absl::string_view text) {
+  PickleValue value;
+  value.kind = kind;
+  value.text = text;
+  return value;
+}
+
 class PickleMachine {
  public:
   explicit PickleMachine(absl::string_view pickle) : input_(pickle) {}
@@ -53,6 +66,8 @@ class PickleMachine {
   absl::Status StepMemo(uint8_t opcode);
   absl::Status StepNumber(uint8_t opcode);
   absl::Status StepText(uint8_t opcode);
+
+  // pickle_calls.cc
   absl::Status Global(absl::string_view module, absl::string_view name);
   absl::Status Persistent();
   absl::Status Reduce();

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/checkpoint.h"
 #include "engine/checkpoint/bytes.h"
+#include "engine/checkpoint/float_bits.h"
 #include "engine/checkpoint/parsed_checkpoint.h"
 
 namespace skein::engine {
@@ -38,10 +39,15 @@ void ForEachRow(const TensorView& tensor, Row row) {
 
 template <typename Bits, typename Convert>
 void ConvertRow(const uint8_t* source, int64_t n, int64_t stride, float* out, Convert convert) {
-  for (int64_t i = 0; i < n; ++i) {
+  const auto load = [source](int64_t i) {
     Bits bits;
-    std::memcpy(&bits, source + i * stride * int64_t{sizeof(Bits)}, sizeof(Bits));
-    out[i] = convert(bits);
+    std::memcpy(&bits, source + i * int64_t{sizeof(Bits)}, sizeof(Bits));  // may be unaligned
+    return bits;
+  };
+  if (stride == 1) {  // a loop of its own, for the compiler to vectorise
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(load(i));
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(load(i * stride));
   }
 }
 
@@ -67,17 +73,13 @@ void TensorView::CopyToF32(float* out) const {
   ForEachRow(*this, [&](const uint8_t* source, int64_t n, int64_t stride) {
     switch (dtype) {
       case DType::kF32:
-        if (stride == 1) {
-          std::memcpy(out, source, n * sizeof(float));
-        } else {
-          ConvertRow<float>(source, n, stride, out, [](float value) { return value; });
-        }
+        ConvertRow<float>(source, n, stride, out, [](float value) { return value; });
         break;
       case DType::kBF16:
-        ConvertRow<uint16_t>(source, n, stride, out, BF16ToF32);
+        ConvertRow<uint16_t>(source, n, stride, out, [](uint16_t bits) { return WidenBF16(bits); });
         break;
       case DType::kF16:
-        ConvertRow<uint16_t>(source, n, stride, out, F16ToF32);
+        ConvertRow<uint16_t>(source, n, stride, out, [](uint16_t bits) { return WidenF16(bits); });
         break;
     }
     out += n;
