@@ -204,6 +204,7 @@ void AddConversations(CLI::App* app, Context* context) {
   group.AddVersion(fork, "--version", "at this version instead of the head");
   CLI::Option* new_ids =
       fork->add_option("--new-id", options->new_ids, "id of a copy; may be repeated")
+          ->allow_extra_args(false)
           ->type_name("ID");
   fork->add_option("--count", options->count, "how many")
       ->check(CLI::PositiveNumber)

@@ -1,10 +1,12 @@
 #include "client/format.h"
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "engine/tokenizer.h"
 
 namespace skein::client {
 
@@ -25,6 +27,12 @@ std::string FinishReasonName(v1::FinishReason reason) {
   absl::string_view name = v1::FinishReason_Name(reason);
   absl::ConsumePrefix(&name, "FINISH_REASON_");
   return absl::AsciiStrToLower(name);
+}
+
+std::string Quoted(absl::string_view bytes) {
+  return absl::StrCat(
+      "\"", engine::IsValidUtf8(bytes) ? absl::Utf8SafeCEscape(bytes) : absl::CHexEscape(bytes),
+      "\"");
 }
 
 std::string Preview(absl::string_view text, int width) {

@@ -15,6 +15,8 @@ namespace v1 = ::skein::v1;
 std::string HumanBytes(int64_t bytes);                      // "12.3 MiB"
 std::string LocalTime(const google::protobuf::Timestamp&);  // "2026-01-31 18:05:09"
 std::string FinishReasonName(v1::FinishReason reason);      // "stop"
+// In quotes, with escapes for what cannot be shown; every byte when it is not UTF-8 by itself.
+std::string Quoted(absl::string_view bytes);
 // At most `width` code points on one line; newlines become spaces.
 std::string Preview(absl::string_view text, int width);
 // Without the parts of the chat template around what a person typed.

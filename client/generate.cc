@@ -2,11 +2,11 @@
 
 #include <memory>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/command.h"
 #include "client/errors.h"
+#include "client/format.h"
 #include "client/generation_flags.h"
 #include "client/stream.h"
 
@@ -50,12 +50,10 @@ grpc::Status SetInput(const Options& options, Terminal* terminal, v1::GenerateRe
 
 // id, piece, log-probability and the most probable tokens at its place.
 void PrintToken(const v1::Token& token, Terminal* terminal) {
-  std::string line =
-      absl::StrFormat("%6d  \"%s\"", token.id(), absl::Utf8SafeCEscape(token.bytes()));
+  std::string line = absl::StrFormat("%6d  %s", token.id(), Quoted(token.bytes()));
   if (token.has_logprob()) absl::StrAppendFormat(&line, "  %.4f", token.logprob());
   for (const v1::TopToken& top : token.top()) {
-    absl::StrAppendFormat(&line, "  [%d \"%s\" %.4f]", top.id(), absl::Utf8SafeCEscape(top.bytes()),
-                          top.logprob());
+    absl::StrAppendFormat(&line, "  [%d %s %.4f]", top.id(), Quoted(top.bytes()), top.logprob());
   }
   terminal->Line(line);
 }
@@ -115,6 +113,7 @@ void AddInputFlags(CLI::App* command, Options* options) {
       ->type_name("FILE");
   command->add_option("--prompt-ids", options->prompt_ids, "token ids in place of text")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name("ID,...");
   CLI::Option* chat =
       command->add_flag("--chat", options->chat,

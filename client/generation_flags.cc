@@ -15,7 +15,10 @@ namespace {
 template <typename T>
 void AddNumber(CLI::App* command, const char* name, std::function<void(const T&)> set,
                const char* help, const char* type) {
-  command->add_option_function<T>(name, std::move(set), help)->type_name(type)->group("Sampling");
+  command->add_option_function<T>(name, std::move(set), help)
+      ->type_name(type)
+      ->group("Sampling")
+      ->allow_extra_args(false);  // what follows a repeatable flag's value is the prompt
 }
 
 void AddBias(v1::Sampling* sampling, const std::string& text) {
@@ -98,7 +101,7 @@ void AddSamplingFlags(CLI::App* command, v1::GenerateRequest* request) {
 void AddStoppingFlags(CLI::App* command, v1::GenerateRequest* request) {
   const auto s = [request] { return request->mutable_stopping(); };
   const auto add = [command](CLI::Option* option, const char* type) {
-    option->type_name(type)->group("Stopping");
+    option->type_name(type)->group("Stopping")->allow_extra_args(false);
   };
   add(command->add_option_function<int32_t>(
           "-n,--max-tokens", [s](int32_t v) { s()->set_max_tokens(v); },

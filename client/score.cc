@@ -3,11 +3,11 @@
 #include <cmath>
 #include <memory>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/command.h"
 #include "client/errors.h"
+#include "client/format.h"
 #include "engine/tokenizer.h"
 
 namespace skein::client {
@@ -52,9 +52,8 @@ class Printer {
       bytes_ += token.bytes().size();
       absl::StrAppend(&text_, token.bytes());
       if (!options_.tokens) continue;
-      terminal_->Line(absl::StrFormat("%6d  \"%s\"  %.4f%s", token.id(),
-                                      absl::Utf8SafeCEscape(token.bytes()), token.logprob(),
-                                      token.is_greedy() ? "  *" : ""));
+      terminal_->Line(absl::StrFormat("%6d  %s  %.4f%s", token.id(), Quoted(token.bytes()),
+                                      token.logprob(), token.is_greedy() ? "  *" : ""));
     }
     if (response.has_total_logprob()) Total(response);
   }
@@ -62,12 +61,12 @@ class Printer {
  private:
   void Total(const v1::ScoreResponse& response) {
     const double total = response.total_logprob();
-    std::string text = absl::Utf8SafeCEscape(text_.substr(0, 60));
-    if (text_.size() > 60) text += "...";
-    terminal_->Line(
-        absl::StrFormat("%12.4f  %d tokens, perplexity %.3f, %.3f bits per byte%s  \"%s\"", total,
-                        count_, std::exp(-total / count_), -total / std::log(2.0) / bytes_,
-                        response.is_greedy() ? ", greedy" : "", text));
+    std::string line = absl::StrFormat("%12.4f  %d tokens", total, count_);
+    if (count_ > 0) absl::StrAppendFormat(&line, ", perplexity %.3f", std::exp(-total / count_));
+    if (bytes_ > 0)
+      absl::StrAppendFormat(&line, ", %.3f bits per byte", -total / std::log(2.0) / bytes_);
+    terminal_->Line(absl::StrCat(line, response.is_greedy() ? ", greedy" : "", "  ",
+                                 Quoted(Preview(text_, 60))));
     count_ = 0;
     bytes_ = 0;
     text_.clear();

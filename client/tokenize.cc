@@ -2,12 +2,12 @@
 
 #include <memory>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/command.h"
 #include "client/errors.h"
+#include "client/format.h"
 #include "engine/tokenizer.h"
 
 namespace skein::client {
@@ -68,8 +68,7 @@ grpc::Status Encode(const Options& options, Context* context) {
     terminal->Line(absl::StrJoin(response.ids(), ","));
   } else {
     for (int i = 0; i < response.ids_size(); ++i) {
-      terminal->Line(absl::StrFormat("%6d  \"%s\"", response.ids(i),
-                                     absl::Utf8SafeCEscape(response.pieces(i))));
+      terminal->Line(absl::StrFormat("%6d  %s", response.ids(i), Quoted(response.pieces(i))));
     }
   }
   return status;
@@ -128,6 +127,7 @@ void AddTokenize(CLI::App* app, Context* context) {
   command->add_flag("--ids", options->ids_only, "only the ids, with commas");
   command->add_option("--decode", options->decode, "the other way: ids to text")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name("ID,...")
       ->excludes(options->has_text);
   command->callback([options, context] {
