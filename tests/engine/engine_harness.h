@@ -157,17 +157,17 @@ inline kernels::Device& TestDevice() {
 
 inline constexpr uint64_t kFingerprint = 7;
 
-// One engine over a fake model. Options and the model's hooks are set before Start.
-class Harness {
+// One engine over a model. Options are set before Start.
+class EngineHarness {
  public:
-  explicit Harness(const std::vector<std::string>& words = {})
-      : tokenizer(words), model(tokenizer.vocab_size()) {
+  EngineHarness(Model& model, kernels::Device& device, const Tokenizer& tokenizer)
+      : model_(model), device_(device), tokenizer_(tokenizer) {
     options.slots = 8;
     options.max_step_tokens = 64;
     options.max_prefill_chunk = 16;
   }
   void Start() {
-    auto made = Engine::Create(model, TestDevice(), tokenizer, kFingerprint, options, observer);
+    auto made = Engine::Create(model_, device_, tokenizer_, kFingerprint, options, observer);
     SKEIN_CHECK(made.ok());
     engine = std::move(*made);
   }
@@ -234,14 +234,28 @@ class Harness {
         << "conversation " << id << " version " << version;
   }
 
-  WordTokenizer tokenizer;
-  FakeModel model;
   EngineOptions options;
   EngineObserver* observer = nullptr;
   std::unique_ptr<Engine> engine;
 
  private:
+  Model& model_;
+  kernels::Device& device_;
+  const Tokenizer& tokenizer_;
   std::atomic<int> next_id_{1};
+};
+
+// One engine over a fake model, whose hooks are set before Start.
+struct FakeParts {
+  explicit FakeParts(const std::vector<std::string>& words)
+      : tokenizer(words), model(tokenizer.vocab_size()) {}
+  WordTokenizer tokenizer;
+  FakeModel model;
+};
+class Harness : public FakeParts, public EngineHarness {
+ public:
+  explicit Harness(const std::vector<std::string>& words = {})
+      : FakeParts(words), EngineHarness(model, TestDevice(), tokenizer) {}
 };
 
 inline std::vector<int32_t> Join(std::vector<int32_t> a, const std::vector<int32_t>& b) {
