@@ -30,6 +30,20 @@ void Tile4x16(int64_t K, const float* A, int64_t a_row, int64_t a_col, const flo
   }
 }
 
+// One row of kVectors vectors: C += A B.
+template <int kVectors>
+void RowTile(int64_t K, const float* A, int64_t a_col, const float* B, int64_t ldb, float* C) {
+  __m256 c[kVectors];
+  for (int i = 0; i < kVectors; ++i) c[i] = _mm256_loadu_ps(C + 8 * i);
+  for (int64_t k = 0; k < K; ++k) {
+    const __m256 f = _mm256_broadcast_ss(A + k * a_col);
+    for (int i = 0; i < kVectors; ++i) {
+      c[i] = _mm256_fmadd_ps(f, _mm256_loadu_ps(B + k * ldb + 8 * i), c[i]);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) _mm256_storeu_ps(C + 8 * i, c[i]);
+}
+
 void Transpose8x8(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * ld_from);
@@ -66,6 +80,12 @@ struct Avx2ChunkOps {
         Tile4x16(K, A + i * a_row, a_row, a_col, B + j, ldb, C + i * ldc + j, ldc, add);
       }
     }
+  }
+  static void AddRow(int64_t N, int64_t K, const float* A, int64_t a_col, const float* B,
+                     int64_t ldb, float* C) {
+    int64_t n = 0;
+    for (; n + 32 <= N; n += 32) RowTile<4>(K, A, a_col, B + n, ldb, C + n);
+    if (n < N) RowTile<2>(K, A, a_col, B + n, ldb, C + n);
   }
   static void Transpose(int64_t rows, int64_t columns, const float* from, int64_t ld_from,
                         float* to, int64_t ld_to) {

@@ -3,22 +3,28 @@
 // tier's products. Inside a chunk, with P the inclusive and Q the exclusive product of decays and
 // St the state [key, value] before it:
 //
-//   left  [2L, N] = a~ = a Q | r~ = r P         right [2L, N] = b~ = b / P | k~ = k / P
-//   A     [2L, 2L] = left right^T, token i seeing j < i (rows of a~) or j <= i (rows of r~), and
-//   only inside one document values [2L, N] = U | V,   U = (I - A_ab)^{-1} (A_ak V + a~ St) (row t
-//   of U is S a of token t) Y = A_q values + r~ St;   St' = P_L St + ends^T values,  ends = right
-//   P_L
+//   left   [2L, N]   a~ = a Q  over  r~ = r P
+//   right  [2L, N]   b~ = b / P  over  k~ = k / P
+//   ends   [2L, N]   right P_L
+//   A      [2L, 2L]  left right^T; token i sees j < i (rows of a~) or j <= i (rows of r~), and
+//                    only inside one document
+//   values [2L, N]   U over V; U = (I - A_ab)^{-1} (A_ak V + a~ St), row t of it is S a of token t
+//   Y = A_r values + r~ St;  St' = P_L St + ends^T values
 //
 // The triangular solve is a forward substitution: the product form of the inverse loses everything
 // when tokens repeat. 1 / P is at most 1.834^16 = 1.6e4, so no rescaling is needed. A last, shorter
 // chunk is filled up with tokens that do nothing (w = 1, the rest 0). The backward pass reads the
 // saved St and U, and recomputes left, right and A.
 //
-// `Ops` brings Real and static functions
-//   Decay(n, w_raw, sigma, w)                                  sigma = sigmoid(w_raw), w =
-//   exp(-e^{-1/2} sigma) Gemm(M, N, K, A, a_row, a_col, B, ldb, C, ldc, add)        C (+)= A B;
-//   A(i, k) = A[i * a_row + k * a_col] Transpose(rows, columns, from, ld_from, to, ld_to)
-// with M a multiple of 4 or more, N (columns) of 16.
+// `Ops` brings Real and the static functions
+//
+//   Decay(n, w_raw, sigma, w): sigma = sigmoid(w_raw), w = exp(-e^{-1/2} sigma)
+//   Gemm(M, N, K, A, a_row, a_col, B, ldb, C, ldc, add): C = A B or C += A B,
+//     A(i, k) = A[i * a_row + k * a_col], M a multiple of 4, N of 16
+//   AddRow(N, K, A, a_col, B, ldb, C): C += A B for one row
+//   Transpose(rows, columns, from, ld_from, to, ld_to): multiples of 8
+//
+// Loops over channels say that their arrays do not overlap (ivdep), for the compiler to vectorise.
 
 #include <cstdint>
 
@@ -41,7 +47,7 @@ class Wkv7Chunk {
       : p_(p),
         N_(p.N),
         chunks_((p.T + kChunk - 1) / kChunk),
-        memory_(kTwo * p.N * (backward ? 11 : 6) + 2 * kChunk * p.N + 2 * kTwo * kTwo +
+        memory_(kTwo * p.N * (backward ? 11 : 6) + (2 * kChunk + 2) * p.N + 3 * kTwo * kTwo +
                 p.N * p.N * (backward ? 6 : 1) + 64) {
     const int64_t wide = kTwo * N_;
     left_ = memory_.Take(wide);
@@ -50,10 +56,14 @@ class Wkv7Chunk {
     values_ = memory_.Take(wide);
     base_ = memory_.Take(wide);
     transposed_ = memory_.Take(wide);
-    P_ = memory_.Take(kChunk * N_);
+    decay_ = memory_.Take((kChunk + 1) * N_);
+    carry_ = memory_.Take(N_);
     sigma_ = memory_.Take(kChunk * N_);
     A_ = memory_.Take(kTwo * kTwo);
+    mask_ = memory_.Take(kTwo * kTwo);
     state_ = memory_.Take(N_ * N_);
+    for (int64_t n = 0; n < N_; ++n) decay_[n] = 1;
+    FillMask();
     if (!backward) return;
     d_A_ = memory_.Take(kTwo * kTwo);
     d_values_ = memory_.Take(wide);
@@ -135,62 +145,87 @@ class Wkv7Chunk {
     for (int64_t i = count_ * N_; i < kChunk * N_; ++i) to[i] = 0;
   }
 
+  // Product of the chunk's decays before token i, and including it.
+  Real* Before(int64_t i) const { return decay_ + i * N_; }
+  Real* Including(int64_t i) const { return decay_ + (i + 1) * N_; }
+  // Whether the state before the chunk reaches its end.
+  bool Carries() const { return document_[kChunk - 1] == 0; }
+
   // Reads the chunk's tokens: documents, decays, left, right, ends and the V half of values.
   void Load(int64_t task, int64_t chunk) {
     const int64_t first = task / p_.H * p_.T + chunk * kChunk;
     const int64_t rest = p_.T - chunk * kChunk;
     count_ = rest < kChunk ? rest : kChunk;
     base_offset_ = (first * p_.H + task % p_.H) * N_;
+    LoadDocuments(first);
+    LoadRows(p_.v, values_ + kChunk * N_);
+    for (int64_t i = 0; i < count_; ++i) LoadToken(i);
+    for (int64_t i = count_; i < kChunk; ++i) LoadNothing(i);
+    const Real* __restrict last = Including(kChunk - 1);
+    for (int64_t i = 0; i < kTwo; ++i) {
+      // A key of an earlier document does not reach the end of the chunk.
+      const Real reaches = document_[i % kChunk] == document_[kChunk - 1] ? 1 : 0;
+      const Real* __restrict from = right_ + i * N_;
+      Real* __restrict to = ends_ + i * N_;
+      for (int64_t n = 0; n < N_; ++n) to[n] = reaches * from[n] * last[n];
+    }
+    for (int64_t n = 0; n < N_; ++n) carry_[n] = Carries() ? last[n] : 0;
+  }
+
+  void LoadDocuments(int64_t first) {
+    const bool had_resets = !Carries();
     int document = 0;
     for (int64_t i = 0; i < kChunk; ++i) {
       resets_[i] = i < count_ && p_.reset != nullptr && p_.reset[first + i];
       document += resets_[i];
       document_[i] = document;
     }
-    LoadRows(p_.v, values_ + kChunk * N_);
-    for (int64_t i = 0; i < kChunk; ++i) LoadToken(i);
-    const Real* last = P_ + (kChunk - 1) * N_;
-    for (int64_t i = 0; i < kTwo; ++i) {
-      // A key of an earlier document does not reach the end of the chunk.
-      const Real reaches = document_[i % kChunk] == document ? 1 : 0;
-      for (int64_t n = 0; n < N_; ++n) ends_[i * N_ + n] = reaches * right_[i * N_ + n] * last[n];
-    }
+    if (had_resets || document != 0) FillMask();
   }
 
-  void LoadToken(int64_t i) {
-    Real *a = left_ + i * N_, *r = left_ + (kChunk + i) * N_;
-    Real *b = right_ + i * N_, *k = right_ + (kChunk + i) * N_;
-    Real *P = P_ + i * N_, *sigma = sigma_ + i * N_;
-    const Real* Q = P - N_;
-    if (i >= count_) {
-      for (int64_t n = 0; n < N_; ++n) {
-        P[n] = Q[n];  // i > 0: a chunk has at least one token
-        a[n] = r[n] = b[n] = k[n] = sigma[n] = 0;
-      }
-      return;
-    }
-    const int64_t at = Offset(i);
-    Ops::Decay(N_, p_.w_raw + at, sigma, P);
-    for (int64_t n = 0; n < N_; ++n) {
-      const Real before = i == 0 ? Real(1) : Q[n];
-      P[n] *= before;
-      const Real inverse = 1 / P[n];
-      a[n] = p_.a[at + n] * before;
-      r[n] = p_.r[at + n] * P[n];
-      b[n] = p_.b[at + n] * inverse;
-      k[n] = p_.k[at + n] * inverse;
-    }
-  }
-
-  // Zeroes what token i may not see: later tokens (rows of a~ also itself) and other documents.
-  void Mask(Real* A) const {
+  // 1 where row i may see column j: only earlier tokens (rows of r~ also their own) of the same
+  // document.
+  void FillMask() {
     for (int64_t i = 0; i < kTwo; ++i) {
       const int64_t token = i % kChunk, end = i < kChunk ? token : token + 1;
       for (int64_t j = 0; j < kTwo; ++j) {
         const int64_t other = j % kChunk;
-        if (other >= end || document_[other] != document_[token]) A[i * kTwo + j] = 0;
+        mask_[i * kTwo + j] = other < end && document_[other] == document_[token] ? 1 : 0;
       }
     }
+  }
+
+  void LoadToken(int64_t i) {
+    const int64_t at = Offset(i);
+    const Real *a_in = p_.a + at, *r_in = p_.r + at, *b_in = p_.b + at, *k_in = p_.k + at;
+    Real *a = left_ + i * N_, *r = left_ + (kChunk + i) * N_;
+    Real *b = right_ + i * N_, *k = right_ + (kChunk + i) * N_;
+    const Real* Q = Before(i);
+    Real* P = Including(i);
+    Ops::Decay(N_, p_.w_raw + at, sigma_ + i * N_, P);
+#pragma GCC ivdep
+    for (int64_t n = 0; n < N_; ++n) {
+      P[n] *= Q[n];
+      const Real inverse = 1 / P[n];
+      a[n] = a_in[n] * Q[n];
+      r[n] = r_in[n] * P[n];
+      b[n] = b_in[n] * inverse;
+      k[n] = k_in[n] * inverse;
+    }
+  }
+
+  // A token that fills up the last chunk: w = 1, the rest 0.
+  void LoadNothing(int64_t i) {
+    Copy(N_, Before(i), Including(i));
+    for (int64_t n = 0; n < N_; ++n) {
+      left_[i * N_ + n] = left_[(kChunk + i) * N_ + n] = 0;
+      right_[i * N_ + n] = right_[(kChunk + i) * N_ + n] = 0;
+    }
+  }
+
+  void Mask(Real* __restrict A) const {
+    const Real* __restrict mask = mask_;
+    for (int64_t i = 0; i < kTwo * kTwo; ++i) A[i] *= mask[i];
   }
 
   // Rows of tokens that do not see the state before the chunk become zero. `rows` is [2L, N].
@@ -210,28 +245,18 @@ class Wkv7Chunk {
   // base = left St; values' U half by forward substitution.
   void Values() {
     Ops::Gemm(kTwo, N_, N_, left_, N_, 1, state_, N_, base_, N_, false);
-    MaskState(base_);
+    if (!Carries()) MaskState(base_);
     Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, kTwo, 1, values_ + kChunk * N_, N_, base_, N_, true);
     for (int64_t i = 0; i < kChunk; ++i) {
-      Real* __restrict u = values_ + i * N_;
+      Real* u = values_ + i * N_;
       Copy(N_, base_ + i * N_, u);
-      for (int64_t j = 0; j < i; ++j) {
-        const Real f = A_[i * kTwo + j];
-        const Real* from = values_ + j * N_;
-        for (int64_t n = 0; n < N_; ++n) u[n] += f * from[n];
-      }
+      Ops::AddRow(N_, i, A_ + i * kTwo, 1, values_, N_, u);
     }
-  }
-
-  // The factor by which the state before the chunk reaches its end, per key.
-  Real Carry(int64_t n) const {
-    return document_[kChunk - 1] == 0 ? P_[(kChunk - 1) * N_ + n] : Real(0);
   }
 
   void NextState() {
     for (int64_t i = 0; i < N_; ++i) {
-      const Real carry = Carry(i);
-      for (int64_t n = 0; n < N_; ++n) state_[i * N_ + n] *= carry;
+      for (int64_t n = 0; n < N_; ++n) state_[i * N_ + n] *= carry_[i];
     }
     Ops::Gemm(N_, N_, kTwo, ends_, 1, N_, values_, N_, state_, N_, true);
   }
@@ -244,13 +269,9 @@ class Wkv7Chunk {
     Ops::Gemm(kTwo, N_, kChunk, A_ + kChunk * kTwo, 1, kTwo, d_out_ + kChunk * N_, N_, d_values_,
               N_, true);
     for (int64_t j = kChunk - 1; j >= 0; --j) {
-      Real* __restrict x = d_out_ + j * N_;
+      Real* x = d_out_ + j * N_;
       Copy(N_, d_values_ + j * N_, x);
-      for (int64_t i = j + 1; i < kChunk; ++i) {
-        const Real f = A_[i * kTwo + j];
-        const Real* from = d_out_ + i * N_;
-        for (int64_t n = 0; n < N_; ++n) x[n] += f * from[n];
-      }
+      Ops::AddRow(N_, kChunk - 1 - j, A_ + (j + 1) * kTwo + j, kTwo, x + N_, N_, x);
     }
     Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, 1, kTwo, d_out_, N_, d_values_ + kChunk * N_, N_,
               true);
@@ -268,13 +289,15 @@ class Wkv7Chunk {
   void InputsGrad() {
     Ops::Gemm(kTwo, N_, kTwo, d_A_, kTwo, 1, right_, N_, d_left_, N_, false);
     Ops::Gemm(kTwo, N_, kTwo, d_A_, 1, kTwo, left_, N_, d_right_, N_, false);
-    if (document_[kChunk - 1] != 0) MaskState(d_out_);
+    if (!Carries()) MaskState(d_out_);
     Ops::Gemm(kTwo, N_, N_, d_out_, N_, 1, S_, N_, d_left_, N_, true);
     Ops::Gemm(kTwo, N_, N_, values_, N_, 1, G_, N_, d_ends_, N_, false);
-    const Real* last = P_ + (kChunk - 1) * N_;
+    const Real* __restrict last = Including(kChunk - 1);
     for (int64_t i = 0; i < kTwo; ++i) {
       if (document_[i % kChunk] != document_[kChunk - 1]) continue;
-      for (int64_t n = 0; n < N_; ++n) d_right_[i * N_ + n] += last[n] * d_ends_[i * N_ + n];
+      const Real* __restrict from = d_ends_ + i * N_;
+      Real* __restrict to = d_right_ + i * N_;
+      for (int64_t n = 0; n < N_; ++n) to[n] += last[n] * from[n];
     }
   }
 
@@ -285,36 +308,42 @@ class Wkv7Chunk {
     Real* __restrict d_log_w = transposed_;
     for (int64_t n = 0; n < N_; ++n) d_log_w[n] = 0;
     for (int64_t i = 0; i < N_; ++i) {
-      for (int64_t n = 0; n < N_; ++n) d_log_w[n] += G_[i * N_ + n] * next_S_[i * N_ + n];
+      const Real *G = G_ + i * N_, *S = next_S_ + i * N_;
+      for (int64_t n = 0; n < N_; ++n) d_log_w[n] += G[n] * S[n];
     }
     for (int64_t i = count_ - 1; i >= 0; --i) StoreToken(q, i, d_log_w);
   }
 
-  void StoreToken(const Wkv7Backward<Real>& q, int64_t i, Real* __restrict d_log_w) {
+  void StoreToken(const Wkv7Backward<Real>& q, int64_t i, Real* d_log_w) {
     const int64_t at = Offset(i);
-    const Real* __restrict P = P_ + i * N_;
-    const Real* __restrict sigma = sigma_ + i * N_;
+    const Real *P = Including(i), *Q = Before(i), *sigma = sigma_ + i * N_;
+    const Real *left_a = d_left_ + i * N_, *left_r = d_left_ + (kChunk + i) * N_;
+    const Real *right_b = d_right_ + i * N_, *right_k = d_right_ + (kChunk + i) * N_;
+    const Real *r = p_.r + at, *k = p_.k + at, *a = p_.a + at, *b = p_.b + at;
+    Real *d_r = q.d_r + at, *d_k = q.d_k + at, *d_a = q.d_a + at, *d_b = q.d_b + at;
+    Real* d_w_raw = q.d_w_raw + at;
+    const Real keep = resets_[i] ? 0 : 1;
+#pragma GCC ivdep
     for (int64_t n = 0; n < N_; ++n) {
-      const Real before = i == 0 ? Real(1) : P_[(i - 1) * N_ + n];
       const Real inverse = 1 / P[n];
-      const Real d_a = d_left_[i * N_ + n] * before;
-      const Real d_r = d_left_[(kChunk + i) * N_ + n] * P[n];
-      const Real d_b = d_right_[i * N_ + n] * inverse;
-      const Real d_k = d_right_[(kChunk + i) * N_ + n] * inverse;
-      q.d_a[at + n] = d_a;
-      q.d_r[at + n] = d_r;
-      q.d_b[at + n] = d_b;
-      q.d_k[at + n] = d_k;
-      const Real d = d_log_w[n] + p_.r[at + n] * d_r - p_.k[at + n] * d_k - p_.b[at + n] * d_b;
-      q.d_w_raw[at + n] = d * -kDecayScale * sigma[n] * (1 - sigma[n]);
-      d_log_w[n] = resets_[i] ? Real(0) : d + p_.a[at + n] * d_a;
+      const Real da = left_a[n] * Q[n], dr = left_r[n] * P[n];
+      const Real db = right_b[n] * inverse, dk = right_k[n] * inverse;
+      const Real d = d_log_w[n] + r[n] * dr - k[n] * dk - b[n] * db;
+      d_a[n] = da;
+      d_r[n] = dr;
+      d_b[n] = db;
+      d_k[n] = dk;
+      d_w_raw[n] = d * -kDecayScale * sigma[n] * (1 - sigma[n]);
+      d_log_w[n] = keep * (d + a[n] * da);
     }
   }
 
   // next_G = dS before the chunk.
   void StateGrad() {
     for (int64_t i = 0; i < N_; ++i) {
-      for (int64_t n = 0; n < N_; ++n) next_G_[i * N_ + n] = G_[i * N_ + n] * Carry(n);
+      const Real* __restrict from = G_ + i * N_;
+      Real* __restrict to = next_G_ + i * N_;
+      for (int64_t n = 0; n < N_; ++n) to[n] = from[n] * carry_[n];
     }
     Ops::Gemm(N_, N_, kTwo, d_out_, 1, N_, left_, N_, next_G_, N_, true);
   }
@@ -328,8 +357,10 @@ class Wkv7Chunk {
   int document_[kChunk] = {};  // number of resets up to and including each token
   Real *left_, *right_, *ends_, *values_, *base_;  // [2L, N]
   Real* transposed_;                               // [N, 2L]
-  Real *P_, *sigma_;                               // [L, N]
-  Real* A_;                                        // [2L, 2L]
+  Real* decay_;                                    // [L + 1, N] products of decays, row 0 is 1
+  Real* carry_;                                    // [N] the last of them, 0 behind a reset
+  Real* sigma_;                                    // [L, N]
+  Real *A_, *mask_;                                // [2L, 2L]
   Real* state_;                                    // [key, value]
   Real *d_A_, *d_values_, *d_out_, *d_left_, *d_right_, *d_ends_;
   Real *S_, *next_S_, *G_, *next_G_, *G_transposed_;  // [value, key]; before and after the chunk

@@ -28,6 +28,10 @@ struct PlainChunkOps {
       }
     }
   }
+  static void AddRow(int64_t N, int64_t K, const Real* A, int64_t a_col, const Real* B, int64_t ldb,
+                     Real* C) {
+    Gemm(1, N, K, A, 0, a_col, B, ldb, C, N, true);
+  }
   static void Transpose(int64_t rows, int64_t columns, const Real* from, int64_t ld_from, Real* to,
                         int64_t ld_to) {
     for (int64_t i = 0; i < rows; ++i) {
