@@ -2,12 +2,14 @@
 
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
 #include "engine/checkpoint.h"
@@ -17,6 +19,9 @@
 
 namespace skein::server {
 namespace {
+
+// For the last bytes of answers to leave.
+constexpr absl::Duration kFlush = absl::Milliseconds(500);
 
 std::string Sha256(const std::string& text) {
   unsigned char digest[SHA256_DIGEST_LENGTH];
@@ -183,7 +188,12 @@ void Daemon::Drain(absl::Time deadline) {
   engine_->Drain(deadline);
 }
 
-void Daemon::Shutdown(absl::Time deadline) { grpc_->Shutdown(deadline); }
+void Daemon::Shutdown(absl::Time deadline) {
+  while (metrics_->live_calls() > 0 && absl::Now() < deadline)
+    absl::SleepFor(absl::Milliseconds(5));
+  // Every answer is with the transport; connections that are still open do not count.
+  grpc_->Shutdown(std::min(deadline, absl::Now() + kFlush));
+}
 
 Daemon::~Daemon() {
   if (metrics_ != nullptr) metrics_->Detach();

@@ -28,8 +28,8 @@ namespace skein::server {
 namespace {
 
 constexpr char kDefaultConfig[] = "config.yaml";
-// After the drain: time for what was computed to leave through slow connections.
-constexpr absl::Duration kFlush = absl::Seconds(3);
+// After the drain: time for what was computed to reach slow readers.
+constexpr absl::Duration kSlowReaders = absl::Seconds(3);
 
 struct Flags {
   std::string config;
@@ -92,7 +92,7 @@ void ServeUntilDrained(Daemon& daemon, double drain_seconds) {
     });
   }
   for (std::thread& drain : drains) drain.join();
-  daemon.Shutdown(absl::Now() + kFlush);
+  daemon.Shutdown(absl::Now() + kSlowReaders);
 }
 
 // Nothing when stderr is no terminal: then the log lines around it tell enough.

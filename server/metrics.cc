@@ -186,11 +186,13 @@ void Metrics::OnRequestDone(const engine::RequestReport& r) {
 }
 
 void Metrics::CallStarted(const char* service, const char* method) {
+  live_calls_.fetch_add(1);
   series_->grpc_started.Add({{"grpc_service", service}, {"grpc_method", method}}).Increment();
 }
 
 void Metrics::CallHandled(const char* service, const char* method, const char* code,
                           absl::Duration time) {
+  live_calls_.fetch_sub(1);
   series_->grpc_handled
       .Add({{"grpc_service", service}, {"grpc_method", method}, {"grpc_code", code}})
       .Increment();

@@ -3,8 +3,10 @@
 // are bare. No label ever holds an id of a conversation, request or user. The engine thread
 // publishes once a step. Thread-safe.
 
+#include <atomic>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -45,6 +47,8 @@ class Metrics final : public engine::EngineObserver {
   void CallStarted(const char* service, const char* method);
   void CallHandled(const char* service, const char* method, const char* code, absl::Duration time);
   void Rejected(const std::string& reason);
+  // Started and not handled yet.
+  int64_t live_calls() const { return live_calls_.load(); }
 
   // Text format of a scrape, for tests.
   std::string Scrape() const;
@@ -59,6 +63,7 @@ class Metrics final : public engine::EngineObserver {
   const std::shared_ptr<EngineGaugeCollector> engine_collector_;
   const std::shared_ptr<ProcessMetricsCollector> process_collector_;
   std::unique_ptr<prometheus::Exposer> exposer_;
+  std::atomic<int64_t> live_calls_{0};
 };
 
 }  // namespace skein::server

@@ -40,9 +40,9 @@ class Daemon:
         self._new_line = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        ready = self.wait_for_line(r" ready ", timeout=30)
-        self.address = re.search(r" grpc=(\S+)", ready).group(1)
-        self.metrics = re.search(r" metrics=(\S+)", ready).group(1)
+        ready = self.wait_for_line(r' ready |"message":"ready"', timeout=30)  # text or JSON
+        self.address = re.search(r'\bgrpc[=":]+([^\s"]+)', ready).group(1)
+        self.metrics = re.search(r'\bmetrics[=":]+([^\s"]+)', ready).group(1)
         self.channel = grpc.insecure_channel(self.address)
 
     def _read(self):

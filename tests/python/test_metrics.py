@@ -1,0 +1,84 @@
+"""Metrics: what is counted. test_prometheus.py has the format and a real Prometheus."""
+
+import time
+import urllib.request
+
+import grpc
+from client import Client, expect_error, fresh_id
+
+
+def scrape(daemon):
+    with urllib.request.urlopen(daemon.metrics, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def series(text):
+    """{name{labels}: value}"""
+    out = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            out[name] = float(value)
+    return out
+
+
+def use_everything(client):
+    """Work that moves every series."""
+    g = client.pb.gen
+    conversation = fresh_id()
+    client.generate("a secret prompt " * 40, conversation=conversation, create_if_missing=True, max_tokens=4)
+    for i in range(3):
+        client.generate(f"turn {i}", conversation=conversation, request_id=f"request-{conversation}-{i}")
+    client.generate("again", conversation=conversation, base_version=1)  # its state was evicted
+    request_id = fresh_id()
+    stream = client.stream("x", max_tokens=30000, request_id=request_id)
+    while next(stream).WhichOneof("event") != "delta":
+        pass
+    side = client.stream("y" * 500, max_tokens=4)  # prefill beside decode
+    list(side)
+    client.gen.Cancel(g.CancelRequest(request_id=request_id))
+    list(stream)
+    list(client.gen.Score(g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b"))])))
+    expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.stream("x", conversation=fresh_id()))
+    return conversation
+
+
+def test_steps_calls_and_refusals_are_counted_without_ids(start, pb):
+    daemon = start({"conversations.history": 1})
+    client = Client(pb, daemon.channel)
+    conversation = use_everything(client)
+    text = scrape(daemon)
+    assert conversation not in text and "secret" not in text
+    values = series(text)
+    for phase in ["decode", "prefill", "mixed"]:
+        assert values[f'skein_step_duration_seconds_count{{model="tiny",phase="{phase}"}}'] > 0
+    assert values['skein_state_cache_misses_total{model="tiny",reason="evicted"}'] == 1
+    assert values['skein_admission_rejections_total{model="tiny",reason="CONVERSATION_NOT_FOUND"}'] == 1
+    handled = {k: v for k, v in values.items() if k.startswith("grpc_server_handled_total")}
+    refused = [v for k, v in handled.items() if 'grpc_code="NOT_FOUND"' in k and 'grpc_method="Generate"' in k]
+    assert refused == [1]
+    started = sum(v for k, v in values.items() if k.startswith("grpc_server_started_total"))
+    assert sum(handled.values()) == started == 10
+
+
+def test_gauges_move_while_there_is_work(start, pb):
+    daemon = start({"engine.slots": 1})
+    client = Client(pb, daemon.channel)
+    running = client.stream("x", max_tokens=30000)
+    while next(running).WhichOneof("event") != "delta":
+        pass
+    waiting = client.stream("yyy", max_tokens=4)
+    next(waiting)
+    time.sleep(0.05)
+    values = series(scrape(daemon))
+    assert values['skein_requests_running{model="tiny"}'] == 1
+    assert values['skein_requests_waiting{model="tiny"}'] == 1
+    assert values['skein_queue_tokens{model="tiny"}'] == 3
+    assert values['skein_queue_oldest_seconds{model="tiny"}'] > 0
+    assert values['skein_state_cache_usage_ratio{model="tiny",tier="device"}'] == 1
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    time.sleep(0.1)
+    assert series(scrape(daemon))['skein_draining{model="tiny"}'] == 1
+    running.cancel()
+    list(waiting)

@@ -1,0 +1,248 @@
+"""Running the daemon: configuration, start-up errors, health, reflection, drain, logs."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import time
+
+import grpc
+import pytest
+from client import Client, details, expect_error, fresh_id
+from daemon import environment, run
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = ["skein.v1.Generation", "skein.v1.Conversations", "skein.v1.Info"]
+
+
+# Configuration.
+
+def test_unknown_key_names_line_and_nearest(tmp_path):
+    (tmp_path / "config.yaml").write_text("# a comment\nlimits:\n  queud: 8\n")
+    result = run("--check-config", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "config.yaml:3" in result.stderr
+    assert "limits.queud" in result.stderr and "limits.queued" in result.stderr
+
+
+@pytest.mark.parametrize("text,words", [
+    ("limits:\n  queued: many\n", ["config.yaml:2", "limits.queued"]),
+    ("limits:\n  queued: 0\n", ["config.yaml:2", "limits.queued"]),
+    ("listen: [\n", ["config.yaml"]),
+    ("defaults:\n  max_tokens: 100000\n", ["defaults.max_tokens", "limits.max_tokens"]),
+    ("model:\n  weights: int3\n", ["config.yaml:2", "model.weights", "bf16"]),
+])
+def test_bad_values(tmp_path, text, words):
+    (tmp_path / "config.yaml").write_text(text)
+    result = run("--check-config", cwd=tmp_path)
+    assert result.returncode == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_order_of_precedence(tmp_path):
+    (tmp_path / "other.yaml").write_text("limits:\n  queued: 11\n  forks: 12\n  max_tokens: 500\n")
+    env = {**environment(), "SKEIND_LIMITS__FORKS": "13", "SKEIND_LIMITS__MAX_TOKENS": "600"}
+    result = run("--config", "other.yaml", "--set", "limits.max_tokens=700", "--model", "x.pth",
+                 "--print-effective-config", cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    for line in ["queued: 11", "forks: 13", "max_tokens: 700", 'path: "x.pth"']:
+        assert line in result.stdout
+    # What is printed is a config that says the same.
+    (tmp_path / "config.yaml").write_text(result.stdout)
+    assert run("--print-effective-config", cwd=tmp_path).stdout == result.stdout
+    assert run("--check-config", cwd=tmp_path).returncode == 0
+
+
+def test_bad_flags_and_environment(tmp_path):
+    for arguments, env, word in [
+        (["--set", "limits.queued"], {}, "limits.queued"),
+        (["--set", "limits.nothing=1"], {}, "limits.nothing"),
+        (["--no-such-flag"], {}, "no-such-flag"),
+        (["--config", "missing.yaml"], {}, "missing.yaml"),
+        (["--check-config"], {"SKEIND_LIMITS__NOTHING": "1"}, "SKEIND_LIMITS__NOTHING"),
+    ]:
+        result = run(*arguments, cwd=tmp_path, env={**environment(), **env})
+        assert result.returncode == 1 and word in result.stderr, result
+
+
+# Start-up errors: one clear line, exit code 1.
+
+def failed_start(tmp_path, *arguments):
+    result = run("--set", "listen.address=127.0.0.1:0", "--set", "listen.metrics=127.0.0.1:0", *arguments, cwd=tmp_path)
+    assert result.returncode == 1, result
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_port_in_use(tmp_path, model):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = failed_start(tmp_path, "--model", str(model), "--set", f"listen.address={address}")
+        assert "listen.address" in line and address in line and "in use" in line
+        line = failed_start(tmp_path, "--model", str(model), "--set", f"listen.metrics={address}")
+        assert "listen.metrics" in line and address in line and "in use" in line
+
+
+def test_two_daemons_do_not_share_a_port(start, tmp_path, model):
+    first = start()
+    line = failed_start(tmp_path, "--model", str(model), "--set", f"listen.address={first.address}")
+    assert first.address in line
+
+
+def test_missing_and_damaged_checkpoints(tmp_path, model):
+    assert "nothing.pth" in failed_start(tmp_path, "--model", "nothing.pth")
+    good = model.read_bytes()
+    for name, data in {
+        "truncated.safetensors": good[:len(good) // 2],
+        "header.safetensors": struct.pack("<Q", 1 << 60) + good[8:],
+        "json.safetensors": good[:8] + b"[" + good[9:],
+        "empty.safetensors": b"",
+        "noise.pth": os.urandom(4096),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert name in failed_start(tmp_path, "--model", name)
+
+
+def test_a_checkpoint_that_is_no_rwkv7(tmp_path):
+    import numpy as np
+    from checkpoint import random_weights, write_safetensors
+
+    weights = random_weights()
+    del weights["blocks.1.att.r_k"]
+    write_safetensors(tmp_path / "part.safetensors", weights, {"skein.tokenizer": "bytes"})
+    assert "r_k" in failed_start(tmp_path, "--model", "part.safetensors")
+    write_safetensors(tmp_path / "llama.safetensors", {"model.embed_tokens.weight": np.zeros((4, 4), np.float32)}, {})
+    assert "RWKV-7" in failed_start(tmp_path, "--model", "llama.safetensors")
+
+
+# Health and reflection.
+
+def test_health_check_and_watch(start):
+    daemon = start()
+    health = health_pb2_grpc.HealthStub(daemon.channel)
+    for name in ["", *SERVICES]:
+        assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
+    expect_error(grpc.StatusCode.NOT_FOUND, lambda: health.Check(health_pb2.HealthCheckRequest(service="nobody")))
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]), timeout=20)
+    assert next(watch).status == SERVING
+    daemon.terminate()
+    assert next(watch).status == NOT_SERVING
+    watch.cancel()
+    assert daemon.wait() == 0
+
+
+def test_reflection(shared):
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+    database = ProtoReflectionDescriptorDatabase(shared.channel)
+    assert set(SERVICES) <= set(database.get_services())
+    file = database.FindFileContainingSymbol("skein.v1.Generation")
+    assert file.name == "skein/v1/generation.proto"
+
+
+# Shutdown.
+
+def wait_for_delta(stream):
+    while next(stream).WhichOneof("event") != "delta":
+        pass
+
+
+def test_sigterm_lets_running_requests_end(start, pb):
+    daemon = start({"shutdown.drain": "10s"})
+    client = Client(pb, daemon.channel)
+    running = client.stream("x", max_tokens=6000)
+    wait_for_delta(running)
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    # Refused, with what a client needs to go elsewhere. Not yet listening at all is as good an answer.
+    error = expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("y"))
+    if "grpc-status-details-bin" in dict(error.trailing_metadata()):
+        assert details(error)["ErrorInfo"].reason == "DRAINING" and "RetryInfo" in details(error)
+    finished = list(running)[-1].finished
+    assert finished.reason == pb.gen.FINISH_REASON_LENGTH and finished.usage.completion_tokens == 6000
+    assert daemon.wait() == 0
+
+
+def test_drain_that_takes_too_long_ends_at_a_token(start, pb):
+    daemon = start({"shutdown.drain": "500ms"})
+    running = Client(pb, daemon.channel).stream("x", max_tokens=30000)
+    wait_for_delta(running)
+    daemon.terminate()
+    before = time.monotonic()
+    finished = list(running)[-1].finished
+    assert finished.reason == pb.gen.FINISH_REASON_DRAINED and 0 < finished.usage.completion_tokens < 30000
+    assert daemon.wait() == 0
+    assert time.monotonic() - before < 8
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_is_fast(start, pb, second):
+    daemon = start({"shutdown.drain": "60s"})
+    running = Client(pb, daemon.channel).stream("x", max_tokens=30000)
+    wait_for_delta(running)
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    before = time.monotonic()
+    daemon.process.send_signal(second)
+    assert list(running)[-1].finished.reason == pb.gen.FINISH_REASON_DRAINED
+    assert daemon.wait() == 0
+    assert time.monotonic() - before < 5
+
+
+def test_a_dead_reader_does_not_hold_up_the_end(start, pb):
+    daemon = start({"shutdown.drain": "500ms", "limits.outbox_tokens": 32, "limits.max_tokens": 10**7})
+    g = pb.gen
+    stream = Client(pb, daemon.channel).stream(
+        "x", stopping=g.Stopping(max_tokens=10**7, ignore_eos=True), output=g.Output(top_logprobs=20), timeout=60)
+    time.sleep(1)
+    daemon.terminate()
+    assert daemon.wait(timeout=10) == 0
+    del stream
+
+
+def test_systemd_is_told(start, tmp_path):
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(10)
+        daemon = start(env={**environment(), "NOTIFY_SOCKET": str(path)})
+        assert listener.recv(100) == b"READY=1"
+        daemon.terminate()
+        assert listener.recv(100) == b"STOPPING=1"
+        assert daemon.wait() == 0
+
+
+# Logs.
+
+def test_start_line_and_one_line_a_request(start, pb, model):
+    daemon = start()
+    ready = next(line for line in daemon.lines if " ready " in line)
+    for part in ["model=tiny", "RWKV-7", "slots=64", "bytes_per_conversation=", "device=cpu/", "threads=1"]:
+        assert part in ready
+    client = Client(pb, daemon.channel)
+    request_id = "job-" + fresh_id()
+    client.generate("SECRETPROMPT", request_id=request_id)
+    line = daemon.wait_for_line(f"id={request_id}")
+    for part in ["method=skein.v1.Generation/Generate", "code=OK", "end=LENGTH", "prompt_tokens=12", " tokens=8", "ttft_seconds="]:
+        assert part in line
+    expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.stream("SECRETPROMPT", model="x", request_id="refused"))
+    assert "MODEL_NOT_FOUND" in daemon.wait_for_line("id=refused")
+    # An id cannot forge a line.
+    client.generate("hi", request_id='a" id=b message=\u2028forged')
+    assert "SECRETPROMPT" not in daemon.log()
+    assert sum("forged" in line for line in daemon.lines) == 1
+
+
+def test_json_logs(start, pb):
+    daemon = start({"log.format": "json", "log.level": "debug"})
+    client = Client(pb, daemon.channel)
+    client.generate("hi", request_id='quote " and \u2028')
+    client.info.ListModels(pb.info.ListModelsRequest())
+    daemon.wait_for_line("ListModels")
+    records = [json.loads(line) for line in daemon.lines]
+    assert all({"time", "level", "message"} <= set(record) for record in records)
+    [request] = [r for r in records if r["message"] == "request"]
+    assert request["id"] == 'quote " and \u2028' and request["tokens"] == 8 and request["level"] == "info"

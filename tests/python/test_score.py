@@ -1,0 +1,101 @@
+"""Score, Tokenize, Detokenize, Info."""
+
+import math
+
+import grpc
+import pytest
+from client import details, expect_error, fresh_id
+
+
+def score(client, **fields):
+    g = client.pb.gen
+    parts = fields.pop("parts")
+    continuations = [g.Continuation(text=g.Text(text=p)) if isinstance(p, str)
+                     else g.Continuation(token_ids=g.TokenIds(ids=p)) for p in parts]
+    answers = list(client.gen.Score(g.ScoreRequest(continuations=continuations, **fields), timeout=20))
+    out = [{"tokens": []} for _ in parts]
+    last = 0
+    for answer in answers:
+        assert answer.index >= last
+        last = answer.index
+        out[answer.index]["tokens"] += answer.tokens
+        if answer.HasField("total_logprob"):
+            out[answer.index]["total"] = answer.total_logprob
+            out[answer.index]["greedy"] = answer.is_greedy
+    return out
+
+
+def test_scores_agree_with_generated_logprobs(client):
+    g = client.pb.gen
+    turn = client.generate("hello", output=g.Output(logprobs=True), max_tokens=12)
+    results = score(client, text=g.Text(text="hello"), parts=[list(turn.ids), "xyz", "a"])
+    greedy, other, short = results
+    assert [t.id for t in greedy["tokens"]] == turn.ids and greedy["greedy"]
+    assert [t.logprob for t in greedy["tokens"]] == pytest.approx([t.logprob for t in turn.tokens], abs=1e-5)
+    assert greedy["total"] == pytest.approx(sum(t.logprob for t in turn.tokens), abs=1e-4)
+    assert b"".join(t.bytes for t in other["tokens"]) == b"xyz" and not other["greedy"]
+    assert len(short["tokens"]) == 1 and math.isfinite(short["total"])
+
+
+def test_scores_of_all_bytes_sum_to_one(client):
+    results = []
+    for ids in [range(200), range(200, 257)]:
+        results += score(client, text=client.pb.gen.Text(text="hello"), parts=[[i] for i in ids])
+    assert sum(math.exp(r["total"]) for r in results) == pytest.approx(1, abs=1e-4)
+    assert sum(r["greedy"] for r in results) == 1
+
+
+def test_score_after_a_conversation_changes_nothing(client):
+    g = client.pb.gen
+    conversation = fresh_id()
+    client.generate("hello", conversation=conversation, create_if_missing=True, max_tokens=0)
+    plain = score(client, text=g.Text(text="hello there"), parts=["abc"])
+    after = score(client, conversation_id=conversation, text=g.Text(text=" there"), parts=["abc"])
+    assert after[0]["total"] == pytest.approx(plain[0]["total"], abs=1e-5)
+    assert client.get(conversation).head_version == 1
+    error = expect_error(grpc.StatusCode.NOT_FOUND,
+                         lambda: score(client, conversation_id=fresh_id(), parts=["a"]))
+    assert details(error)["ErrorInfo"].reason == "CONVERSATION_NOT_FOUND"
+
+
+def test_score_refuses_bad_requests(client):
+    g = client.pb.gen
+    for request, field in [
+        (g.ScoreRequest(text=g.Text(text="a")), "continuations"),
+        (g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation()]), "continuations[0]"),
+        (g.ScoreRequest(continuations=[g.Continuation(text=g.Text(text="a"))]), "prompt"),
+        (g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation(token_ids=g.TokenIds(ids=[257]))]),
+         "continuations[0].token_ids.ids[0]"),
+    ]:
+        error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda r=request: client.gen.Score(r))
+        assert details(error)["BadRequest"].field_violations[0].field == field
+
+
+def test_tokenize_and_back(client):
+    g = client.pb.gen
+    text = "héllo 🦆"
+    out = client.gen.Tokenize(g.TokenizeRequest(text=text))
+    assert list(out.ids) == [b + 1 for b in text.encode()]
+    assert b"".join(out.pieces) == text.encode()
+    back = client.gen.Detokenize(g.DetokenizeRequest(ids=out.ids))
+    assert back.text == text and back.bytes == text.encode()
+    broken = client.gen.Detokenize(g.DetokenizeRequest(ids=[0x41 + 1, 0xF0 + 1]))
+    assert broken.bytes == b"A\xf0" and broken.text == "A\ufffd"
+    assert list(client.gen.Tokenize(g.TokenizeRequest(bytes=b"\xff")).ids) == [256]
+    messages = g.Messages(messages=[g.Message(role=g.ROLE_SYSTEM, content="Be short."),
+                                    g.Message(role=g.ROLE_USER, content=" hi\r\n\n\nyou ")])
+    rendered = client.gen.Tokenize(g.TokenizeRequest(messages=messages))
+    assert b"".join(rendered.pieces) == b"System: Be short.\n\nUser: hi\nyou\n\nAssistant:"
+
+
+def test_info(client):
+    server = client.info.GetServerInfo(client.pb.info.GetServerInfoRequest())
+    assert server.version and server.device == "cpu" and server.device_tier and server.slots == 64
+    assert server.limits.max_prompt_tokens == 65536 and not server.draining
+    assert server.default_stopping.max_tokens == 256 and server.default_sampling.HasField("temperature")
+    [model] = client.info.ListModels(client.pb.info.ListModelsRequest()).models
+    assert (model.name, model.rwkv_version, model.layers, model.width, model.heads, model.head_size) == \
+        ("tiny", "7", 2, 64, 2, 32)
+    assert (model.vocabulary, model.tokenizer, model.chat_template, model.weights) == (257, "bytes", "rwkv", "fp32")
+    assert model.state_bytes == 2 * (64 + 2 * 32 * 32 + 64) * 4
+    assert model.training_context == 128 and list(model.examples) == ["hello"] and len(model.fingerprint) == 16

@@ -1,0 +1,107 @@
+// The configuration: config.yaml and the code agree, overrides, and what is refused.
+
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+
+namespace skein::server {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string ReadConfig() {
+  std::ifstream file("config.yaml");  // tests run in the source tree
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+TEST(ConfigYaml, HoldsEveryKeyWithItsDefault) {
+  ServerConfig defaults, loaded;
+  base::YamlSchema expected = MakeSchema(&defaults);
+  base::YamlSchema schema = MakeSchema(&loaded);
+  ASSERT_TRUE(schema.LoadText(ReadConfig(), "config.yaml").ok());
+  EXPECT_EQ(schema.Print(), expected.Print());
+  // A key that is missing would keep its default, so each is looked for.
+  std::istringstream printed(expected.Print());
+  std::string line;
+  const std::string text = absl::StrCat("\n", ReadConfig());
+  while (std::getline(printed, line)) {
+    const std::string key = line.substr(0, line.find(':') + 1);
+    EXPECT_THAT(text, HasSubstr(absl::StrCat("\n", key))) << "config.yaml lacks it";
+  }
+}
+
+TEST(ConfigYaml, ExplainsEveryKey) {
+  std::istringstream text(ReadConfig());
+  std::string line, before;
+  while (std::getline(text, line)) {
+    const bool is_key =
+        line.rfind("  ", 0) == 0 && line.find_first_not_of(' ') == 2 && line[2] != '#';
+    if (is_key) {
+      EXPECT_THAT(before, HasSubstr("  # ")) << line;
+    }
+    before = line;
+  }
+}
+
+TEST(Config, EnvironmentNamesKeys) {
+  ServerConfig config;
+  base::YamlSchema schema = MakeSchema(&config);
+  const char* environment[] = {"PATH=/bin", "SKEIND_LIMITS__QUEUED=8", "SKEIND_MODEL__PATH=a=b",
+                               nullptr};
+  ASSERT_TRUE(ApplyEnvironment(&schema, environment).ok());
+  EXPECT_EQ(config.limits.queued, 8);
+  EXPECT_EQ(config.model.path, "a=b");
+}
+
+TEST(Config, EnvironmentRefusesUnknownKeys) {
+  ServerConfig config;
+  base::YamlSchema schema = MakeSchema(&config);
+  const char* environment[] = {"SKEIND_LIMITS__QUEUD=8", nullptr};
+  const absl::Status status = ApplyEnvironment(&schema, environment);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("SKEIND_LIMITS__QUEUD"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("limits.queued"));
+}
+
+TEST(Config, ValuesMustFitTogether) {
+  EXPECT_TRUE(Validate(ServerConfig()).ok());
+  const auto fails = [](void (*change)(ServerConfig&), const char* word) {
+    ServerConfig config;
+    change(config);
+    const absl::Status status = Validate(config);
+    EXPECT_FALSE(status.ok()) << word;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(word));
+  };
+  fails([](ServerConfig& c) { c.defaults.max_tokens = c.limits.max_tokens + 1; },
+        "defaults.max_tokens");
+  fails([](ServerConfig& c) { c.limits.queued_tokens = c.limits.prompt_tokens - 1; },
+        "limits.prompt_tokens");
+  fails([](ServerConfig& c) { c.engine.max_step_tokens = c.engine.slots - 1; }, "engine.slots");
+  fails([](ServerConfig& c) { c.metrics.latency_buckets = {1, 1}; }, "latency_buckets");
+  fails([](ServerConfig& c) { c.metrics.latency_buckets = {0}; }, "latency_buckets");
+  fails([](ServerConfig& c) { c.listen.address = ""; }, "listen.address");
+}
+
+TEST(Config, ModelNameComesFromTheFile) {
+  ServerConfig config;
+  for (const auto& [path, name] :
+       std::vector<std::pair<std::string, std::string>>{{"models/demo.safetensors", "demo"},
+                                                        {"x.pth", "x"},
+                                                        {"/a.b/plain", "plain"},
+                                                        {"rwkv7-g1-0.1b.pth", "rwkv7-g1-0.1b"}}) {
+    config.model.path = path;
+    EXPECT_EQ(config.ModelName(), name);
+  }
+  config.model.name = "mine";
+  EXPECT_EQ(config.ModelName(), "mine");
+}
+
+}  // namespace
+}  // namespace skein::server
