@@ -1,0 +1,366 @@
+// Decode and prefill through the whole engine loop (scheduler, step, sampler, output shards) at the
+// shape of the 0.1B model with random weights, beside the floor: bytes that must be read at the
+// bandwidth measured in this run for decode, operations at the measured peak for prefill. And the
+// time of a decode step after 100 and after 100,000 tokens: a recurrent state does not grow. The
+// hash is of the greedy tokens; it changes when the numbers do.
+//
+//   engine_bench [--shape tiny|0.1B] [--threads N] [--tier NAME] [--fp32] [--rows 1,4,16,64]
+//   [--steps 40]
+//                [--json FILE]
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/notification.h"
+#include "bench/ceilings.h"
+#include "engine/base/check.h"
+#include "engine/base/file.h"
+#include "engine/engine.h"
+#include "tests/engine/random_model.h"
+
+namespace skein::engine {
+namespace {
+
+constexpr uint64_t kFingerprint = 1;
+constexpr RandomShape kTiny{4, 128, 32, 257, 512, 32, 32, 32, 32, 1};
+
+struct Options {
+  std::string shape = "0.1B", tier, json;
+  int threads = 0, steps = 40;
+  bool fp32 = false;
+  std::vector<int> rows = {1, 4, 16, 64};
+};
+
+// Every id is one letter: detokenizing costs next to nothing.
+class LetterTokenizer final : public Tokenizer {
+ public:
+  explicit LetterTokenizer(int32_t V) : V_(V), kind_("letters") {}
+  const std::string& kind() const override { return kind_; }
+  int32_t vocab_size() const override { return V_; }
+  void Encode(absl::string_view bytes, std::vector<int32_t>* tokens) const override {
+    tokens->insert(tokens->end(), bytes.size(), 1);
+  }
+  absl::string_view Bytes(int32_t token) const override { return token == 0 ? "" : "x"; }
+  bool IsValid(int32_t token) const override { return token >= 0 && token < V_; }
+
+ private:
+  const int32_t V_;
+  const std::string kind_;
+};
+
+class Sink final : public ResponseSink {
+ public:
+  void OnQueued(int64_t) override {}
+  void OnStarted(const StartedEvent&) override {}
+  void OnProgress(const ProgressEvent&) override {}
+  void OnOutput(std::vector<TokenEvent> events, std::string) override {
+    for (const TokenEvent& event : events) tokens.push_back(event.token);
+  }
+  void OnFinished(const FinishedEvent&) override { done.Notify(); }
+  void OnError(const absl::Status& status) override {
+    std::fprintf(stderr, "%s\n", status.ToString().c_str());
+    std::exit(1);
+  }
+  bool Writable() const override { return true; }
+  std::vector<int32_t> tokens;
+  absl::Notification done;
+};
+
+class StepTimes final : public EngineObserver {
+ public:
+  void OnStep(const StepReport& report) override {
+    std::lock_guard<std::mutex> lock(mu_);
+    steps_.push_back(report);
+  }
+  void OnRequestDone(const RequestReport&) override {}
+  std::vector<StepReport> Take() {
+    std::lock_guard<std::mutex> lock(mu_);
+    return std::exchange(steps_, {});
+  }
+
+ private:
+  std::mutex mu_;
+  std::vector<StepReport> steps_;
+};
+
+double Median(std::vector<double> values) {
+  SKEIN_CHECK(!values.empty());
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+class EngineBench {
+ public:
+  EngineBench(const Options& options, const RandomShape& shape)
+      : options_(options),
+        shape_(shape),
+        tokenizer_(shape.V),
+        most_rows_(*std::max_element(options.rows.begin(), options.rows.end())) {
+    std::string error;
+    device_ = kernels::NewCpuDevice({options.threads, options.tier}, &error);
+    if (device_ == nullptr) {
+      std::fprintf(stderr, "%s\n", error.c_str());
+      std::exit(1);
+    }
+    LoadRandom();
+    stream_ = device_->NewStream();
+    bandwidth_ = bench::ReadBandwidth(*stream_, int64_t{256} << 20);
+    peak_ = bench::PeakFlops(*stream_);
+    EngineOptions engine;
+    engine.slots = most_rows_;
+    engine.max_step_tokens = kStepTokens;
+    engine.max_prefill_chunk = 256;
+    engine.target_inter_token = absl::Seconds(100);  // prefill in whole chunks
+    auto made = Engine::Create(*model_, *device_, tokenizer_, kFingerprint, engine, &times_);
+    SKEIN_CHECK(made.ok());
+    engine_ = std::move(*made);
+  }
+
+  nlohmann::json Run(bool run_context) {
+    std::printf("%s\n%s weights, tier %s, %d threads; read %.1f GB/s, fp32 peak %.0f GFLOP/s\n",
+                model_->config().ToString().c_str(), options_.fp32 ? "fp32" : "bf16",
+                device_->info().tier.c_str(), device_->info().threads, bandwidth_ / 1e9,
+                peak_ / 1e9);
+    std::printf("%-24s %12s %12s %7s  %s\n", "", "measured", "floor", "ratio", "hash");
+    for (const int rows : options_.rows) Decode(rows);
+    Prefill(256);
+    Prefill(1024);
+    Context(run_context);
+    return {{"shape", options_.shape},
+            {"tier", device_->info().tier},
+            {"threads", device_->info().threads},
+            {"weights", options_.fp32 ? "fp32" : "bf16"},
+            {"read_bytes_per_second", bandwidth_},
+            {"peak_flops", peak_},
+            {"results", results_}};
+  }
+
+ private:
+  static constexpr int32_t kStepTokens = 512;
+
+  void LoadRandom() {
+    const char* folder = std::getenv("TMPDIR");
+    const std::string path = absl::StrCat(folder != nullptr ? folder : "/tmp", "/engine_bench_",
+                                          getpid(), ".safetensors");
+    absl::Status written = RandomModel(shape_).Write(path);
+    SKEIN_CHECK(written.ok());
+    {
+      auto checkpoint = Checkpoint::Open(path);
+      SKEIN_CHECK(checkpoint.ok());
+      ModelOptions load;
+      load.weights = options_.fp32 ? DType::kF32 : DType::kBF16;
+      load.max_tokens = kStepTokens;
+      load.max_rows = load.max_logits = most_rows_;
+      auto model = Model::Load(**checkpoint, *device_, load);
+      SKEIN_CHECK(model.ok());
+      model_ = std::move(*model);
+    }
+    std::remove(path.c_str());
+  }
+
+  GenerateRequest Request(int row, int prompt, int max_tokens) {
+    GenerateRequest request;
+    request.request_id = absl::StrCat("r", next_++);
+    for (int i = 0; i < prompt; ++i)
+      request.input.push_back(1 + (row * 31 + i * 7) % (shape_.V - 1));
+    request.sampling.temperature = 0;
+    request.stopping.max_tokens = max_tokens;
+    request.stopping.ignore_eos = true;
+    return request;
+  }
+  std::vector<std::shared_ptr<Sink>> RunAll(std::vector<GenerateRequest> requests) {
+    times_.Take();
+    std::vector<std::shared_ptr<Sink>> sinks;
+    for (GenerateRequest& request : requests) {
+      sinks.push_back(std::make_shared<Sink>());
+      SKEIN_CHECK(engine_->Submit(std::move(request), sinks.back()).ok());
+    }
+    for (const auto& sink : sinks) sink->done.WaitForNotification();
+    return sinks;
+  }
+  static uint64_t Hash(const std::vector<std::shared_ptr<Sink>>& sinks) {
+    uint64_t hash = 0;
+    for (const auto& sink : sinks)
+      hash = base::Hash64(sink->tokens.data(), sink->tokens.size() * 4, hash);
+    return hash;
+  }
+  void Line(const std::string& name, double measured, double floor, uint64_t hash) {
+    std::printf("%-24s %8.1f t/s %8.1f t/s %7.2f  %016llx\n", name.c_str(), measured, floor,
+                measured / floor, static_cast<unsigned long long>(hash));
+    std::fflush(stdout);
+    results_.push_back({{"name", name},
+                        {"tokens_per_second", measured},
+                        {"floor", floor},
+                        {"ratio", measured / floor},
+                        {"hash", absl::StrCat(absl::Hex(hash))}});
+  }
+  // Seconds from one pure decode step of so many rows to the next: the step and the engine's own
+  // work between two.
+  std::vector<double> DecodeSeconds(int rows) {
+    std::vector<double> seconds;
+    for (const StepReport& step : times_.Take()) {
+      if (step.decode_rows == rows && step.prefill_rows == 0) {
+        seconds.push_back(absl::ToDoubleSeconds(step.duration + step.gap));
+      }
+    }
+    return seconds;
+  }
+  // All weights but the embedding, of which a step reads only a row a token.
+  double WeightBytes() const {
+    const double embedding = double(shape_.V) * shape_.C * (options_.fp32 ? 4 : 2);
+    return static_cast<double>(model_->weight_bytes()) - embedding;
+  }
+
+  void Decode(int rows) {
+    std::vector<GenerateRequest> requests;
+    for (int row = 0; row < rows; ++row) requests.push_back(Request(row, 4, options_.steps + rows));
+    const auto sinks = RunAll(std::move(requests));
+    const double seconds = Median(DecodeSeconds(rows));
+    const double state = 2.0 * static_cast<double>(model_->config().state_floats()) * sizeof(float);
+    Line(absl::StrCat("decode B", rows), rows / seconds,
+         rows * bandwidth_ / (WeightBytes() + rows * state), Hash(sinks));
+  }
+
+  void Prefill(int tokens) {
+    std::vector<double> seconds;
+    uint64_t hash = 0;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      hash = Hash(RunAll({Request(repeat, tokens, 1)}));
+      double sum = 0;
+      for (const StepReport& step : times_.Take()) sum += absl::ToDoubleSeconds(step.duration);
+      seconds.push_back(sum);
+    }
+    const double matrices =
+        static_cast<double>(model_->config().parameters) - 2.0 * shape_.V * shape_.C;
+    const double flops = 2 * matrices * tokens + 2.0 * shape_.V * shape_.C;
+    Line(absl::StrCat("prefill ", tokens), tokens / Median(seconds),
+         peak_ > 0 ? tokens * peak_ / flops : 0, hash);
+  }
+
+  // A conversation of 100,000 tokens: run, or (a large model) given the state after 100 and called
+  // that long.
+  void MakeLongConversation(bool run) {
+    constexpr int kLong = 100000;
+    if (run) {
+      GenerateRequest request = Request(1, kLong, 0);
+      request.conversation_id = "long";
+      request.create_if_missing = true;
+      RunAll({std::move(request)});
+      return;
+    }
+    ConversationStore& store = engine_->conversations();
+    auto snapshot = std::make_shared<StateSnapshot>(*store.Peek("short", std::nullopt)->snapshot);
+    snapshot->consumed = kLong - 1;
+    const auto lease = store.Acquire("long", true, std::nullopt, std::nullopt);
+    SKEIN_CHECK(lease.ok());
+    SKEIN_CHECK(
+        store.Commit(*lease, Request(1, kLong, 0).input, {}, snapshot, "length", "made").ok());
+  }
+
+  void Context(bool run) {
+    GenerateRequest request = Request(1, 100, 0);
+    request.conversation_id = "short";
+    request.create_if_missing = true;
+    RunAll({std::move(request)});
+    MakeLongConversation(run);
+    std::vector<double> seconds[2];
+    for (int repeat = 0; repeat < 4; ++repeat) {  // by turns, so that a busy moment hits both
+      for (int which = 0; which < 2; ++which) {
+        GenerateRequest decode = Request(0, 0, options_.steps);
+        decode.conversation_id = which == 0 ? "short" : "long";
+        decode.commit = CommitMode::kNever;
+        RunAll({std::move(decode)});
+        for (const double s : DecodeSeconds(1)) seconds[which].push_back(s);
+      }
+    }
+    const double near = Median(seconds[0]), far = Median(seconds[1]);
+    std::printf("decode step after 100 tokens %.3f ms, after 100,000 (%s) %.3f ms, ratio %.3f\n",
+                near * 1e3, run ? "run" : "simulated", far * 1e3, far / near);
+    results_.push_back({{"name", "context 100 and 100000"},
+                        {"seconds", {near, far}},
+                        {"ratio", far / near},
+                        {"simulated", !run}});
+  }
+
+  const Options options_;
+  const RandomShape shape_;
+  const LetterTokenizer tokenizer_;
+  const int32_t most_rows_;
+  std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<kernels::Stream> stream_;
+  StepTimes times_;
+  std::unique_ptr<Engine> engine_;
+  double bandwidth_ = 0, peak_ = 0;
+  int next_ = 0;
+  nlohmann::json results_ = nlohmann::json::array();
+};
+
+Options Parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const auto value = [&]() -> std::string {
+      if (++i < argc) return argv[i];
+      std::fprintf(stderr, "%s needs a value\n", flag.c_str());
+      std::exit(2);
+    };
+    const auto number = [&](const std::string& text) {
+      int n = 0;
+      if (absl::SimpleAtoi(text, &n) && n > 0) return n;
+      std::fprintf(stderr, "%s: '%s' is not a positive number\n", flag.c_str(), text.c_str());
+      std::exit(2);
+    };
+    if (flag == "--shape") {
+      options.shape = value();
+    } else if (flag == "--threads") {
+      options.threads = number(value());
+    } else if (flag == "--tier") {
+      options.tier = value();
+    } else if (flag == "--fp32") {
+      options.fp32 = true;
+    } else if (flag == "--steps") {
+      options.steps = number(value());
+    } else if (flag == "--rows") {
+      options.rows.clear();
+      for (const auto& text : absl::StrSplit(value(), ','))
+        options.rows.push_back(number(std::string(text)));
+    } else if (flag == "--json") {
+      options.json = value();
+    } else {
+      std::fprintf(stderr, "unknown flag %s; see the head of bench/engine_bench.cc\n",
+                   flag.c_str());
+      std::exit(2);
+    }
+  }
+  if (options.shape != "tiny" && options.shape != "0.1B") {
+    std::fprintf(stderr, "--shape is tiny or 0.1B\n");
+    std::exit(2);
+  }
+  return options;
+}
+
+int Main(int argc, char** argv) {
+  const Options options = Parse(argc, argv);
+  const bool tiny = options.shape == "tiny";
+  EngineBench bench(options, tiny ? kTiny : kShape01B);
+  const nlohmann::json result = bench.Run(tiny);
+  if (!options.json.empty()) std::ofstream(options.json) << result.dump(2) << "\n";
+  return 0;
+}
+
+}  // namespace
+}  // namespace skein::engine
+
+int main(int argc, char** argv) { return skein::engine::Main(argc, argv); }
