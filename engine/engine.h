@@ -71,7 +71,8 @@ struct EngineGauges {
 class Engine {
  public:
   // `model`, `device` and `tokenizer` outlive the engine. `observer` may be null. Starts the engine
-  // thread.
+  // thread. The model must have been loaded for at least options.slots rows and rows of logits, and
+  // options.max_step_tokens tokens.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, kernels::Device& device,
                                                         const Tokenizer& tokenizer,
                                                         uint64_t model_fingerprint,

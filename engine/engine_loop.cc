@@ -70,7 +70,7 @@ void EngineLoop::Run() {
 void EngineLoop::Turn() {
   const absl::Time until = SleepUntil();
   slept_ = until > MonotonicNow();
-  if (slept_ && running_.empty() && waiting_.empty()) beat_ns_ = 0;
+  if (slept_ && running_.empty()) beat_ns_ = oldest_arrival_ns_ = 0;
   orders_ = p_.queue.Take(until, &arrivals_);
   if (orders_.stop) return;
   const absl::Time now = MonotonicNow();

@@ -121,7 +121,7 @@ class ResponseSink {
   virtual void OnProgress(const ProgressEvent& event) = 0;
   // Tokens that are final (not held back by a partial stop match) and the valid UTF-8 text that
   // they complete; either may be empty. When a stop string begins inside a token, the leading bytes
-  // come as re-encoded tokens.
+  // come as re-encoded tokens, whose logprob is NaN: they were never sampled.
   virtual void OnOutput(std::vector<TokenEvent> tokens, std::string text) = 0;
   virtual void OnFinished(const FinishedEvent& event) = 0;
   virtual void OnError(const absl::Status& status) = 0;
