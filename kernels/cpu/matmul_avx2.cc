@@ -21,7 +21,10 @@ constexpr int64_t kPanel = 16;       // outputs of a panel
 constexpr int64_t kMaxRows = 6;      // rows of a tile: 12 of the 16 registers accumulate
 constexpr int64_t kDepth = 256;      // K of a block: 8 or 16 KiB of weights
 constexpr int64_t kBlockRows = 240;  // rows of x that go over one block of weights: 240 KiB
-constexpr int kMaxGroup = 16;        // products of one parallel region
+constexpr int64_t kAhead = 1024;     // bytes that a stream of weights is fetched ahead
+constexpr int64_t kFewBlocks = 8;  // up to this many row blocks a panel is read once, over all of K
+constexpr _mm_hint kHint = _MM_HINT_T0;
+constexpr int kMaxGroup = 16;  // products of one parallel region
 
 int64_t Panels(int64_t O) { return (O + kPanel - 1) / kPanel; }
 int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -96,12 +99,12 @@ void Finish(const MatmulParams& p, int64_t panel, __m256* v) {
   v[1] = Activate(v[1], p.activation);
 }
 
-// K steps of R rows by P panels. x is [K][R]; panel q's weights begin at w + q * panel_stride. The
-// sums live in registers inside the loop, for which the compiler must see every index as a
-// constant.
+// K steps of R rows by P panels. x is [K][R]; panel q's weights begin at w + q * panel_stride, and
+// those `ahead` elements further on are fetched into the cache meanwhile. The sums live in
+// registers inside the loop, for which the compiler must see every index as a constant.
 template <int R, int P, typename Wide>
 inline void Multiply(const float* x, const typename Wide::Type* w, int64_t panel_stride, int64_t K,
-                     __m256 (*sums)[R][2]) {
+                     int64_t ahead, __m256 (*sums)[R][2]) {
   __m256 low_sums[P * R], high_sums[P * R];
 #pragma GCC unroll 8
   for (int i = 0; i < P * R; ++i) {
@@ -112,6 +115,7 @@ inline void Multiply(const float* x, const typename Wide::Type* w, int64_t panel
 #pragma GCC unroll 8
     for (int q = 0; q < P; ++q) {
       __m256 low, high;
+      _mm_prefetch(reinterpret_cast<const char*>(w + q * panel_stride + ahead), kHint);
       Wide::Load(w + q * panel_stride, &low, &high);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -146,7 +150,10 @@ void Tile(const MatmulParams& p, const float* x, int64_t row, int64_t panel, int
       LoadOutputs(p.y + (row + r) * p.y_stride + o, p.w.O - o, sums[q][r]);
     }
   }
-  Multiply<R, P, Wide>(x, w, stride, depth, sums);
+  // Few rows stream through the weights; many stay on a block, and the next one is the next
+  // panel's.
+  const int64_t ahead = p.T > kMaxRows ? stride : kAhead / static_cast<int64_t>(sizeof *w);
+  Multiply<R, P, Wide>(x, w, stride, depth, ahead, sums);
   for (int q = 0; q < P; ++q) {
     const int64_t o = (panel + q) * kPanel;
     for (int r = 0; r < R; ++r) {
@@ -265,6 +272,10 @@ struct Group {
 
 // Rows of block b when T rows are dealt evenly to ceil(T / 6) blocks.
 int64_t Blocks(int64_t T) { return (T + kMaxRows - 1) / kMaxRows; }
+// The K of one block of weights.
+int64_t Depth(const MatmulParams& p) {
+  return Blocks(p.T) <= kFewBlocks ? p.w.K : Least(kDepth, p.w.K);
+}
 int64_t BlockBegin(int64_t T, int64_t block) { return T * block / Blocks(T); }
 
 // Packs row blocks [begin, end) of one x.
@@ -273,8 +284,8 @@ void PackRows(const Input& input, int64_t begin, int64_t end) {
   const int64_t T = p.T, K = p.w.K;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t row = BlockBegin(T, block), rows = BlockBegin(T, block + 1) - row;
-    for (int64_t k = 0; k < K; k += kDepth) {
-      const int64_t depth = Least(kDepth, K - k);
+    for (int64_t k = 0; k < K; k += Depth(p)) {
+      const int64_t depth = Least(Depth(p), K - k);
       PackBlock(p.x + row * p.x_stride + k, p.x_stride, rows, depth, p.w.dtype == DType::kBF16,
                 input.packed + k * T + row * depth);
     }
@@ -287,8 +298,8 @@ void MultiplyManyRows(const MatmulParams& p, const float* x, int64_t begin, int6
   const int64_t T = p.T, K = p.w.K, blocks = Blocks(T), step = kBlockRows / kMaxRows;
   for (int64_t first = 0; first < blocks; first += step) {
     const int64_t last = Least(first + step, blocks);
-    for (int64_t k = 0; k < K; k += kDepth) {
-      const int64_t depth = Least(kDepth, K - k);
+    for (int64_t k = 0; k < K; k += Depth(p)) {
+      const int64_t depth = Least(Depth(p), K - k);
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = BlockBegin(T, block), rows = BlockBegin(T, block + 1) - row;

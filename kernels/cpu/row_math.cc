@@ -81,14 +81,20 @@ double SumExp(const float* x, int32_t n, float max) {
 }  // namespace
 
 float RowMax(const float* x, int32_t n) {
-  F4 max = Splat(-kInfinity);
+  F4 max[4] = {Splat(-kInfinity), Splat(-kInfinity), Splat(-kInfinity), Splat(-kInfinity)};
   I4 nan = {0, 0, 0, 0};
-  ForEach(x, n, -kInfinity, [&](F4 v) {
-    max = Select(v > max, v, max);
+  const auto take = [&nan](F4 v, F4* top) {
+    *top = Select(v > *top, v, *top);
     nan |= v != v;
-  });
+  };
+  int32_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int32_t j = 0; j < 4; ++j) take(Load(x + i + 4 * j), &max[j]);
+  }
+  ForEach(x + i, n - i, -kInfinity, [&](F4 v) { take(v, &max[0]); });
   if ((nan[0] | nan[1] | nan[2] | nan[3]) != 0) return std::numeric_limits<float>::quiet_NaN();
-  return std::fmax(std::fmax(max[0], max[1]), std::fmax(max[2], max[3]));
+  for (int32_t j = 1; j < 4; ++j) take(max[j], &max[0]);
+  return std::fmax(std::fmax(max[0][0], max[0][1]), std::fmax(max[0][2], max[0][3]));
 }
 
 int32_t FindValue(const float* x, int32_t n, float value) {
