@@ -87,6 +87,9 @@ struct Avx2ChunkOps {
     for (; n + 32 <= N; n += 32) RowTile<4>(K, A, a_col, B + n, ldb, C + n);
     if (n < N) RowTile<2>(K, A, a_col, B + n, ldb, C + n);
   }
+  static void Copy(int64_t n, const float* from, float* to) {
+    for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, _mm256_loadu_ps(from + i));
+  }
   static void Transpose(int64_t rows, int64_t columns, const float* from, int64_t ld_from,
                         float* to, int64_t ld_to) {
     for (int64_t i = 0; i < rows; i += 8) {

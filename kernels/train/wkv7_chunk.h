@@ -23,10 +23,12 @@
 //     A(i, k) = A[i * a_row + k * a_col], M a multiple of 4, N of 16
 //   AddRow(N, K, A, a_col, B, ldb, C): C += A B for one row
 //   Transpose(rows, columns, from, ld_from, to, ld_to): multiples of 8
+//   Copy(n, from, to): n a multiple of 16
 //
 // Loops over channels say that their arrays do not overlap (ivdep), for the compiler to vectorise.
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/train/scratch.h"
 #include "kernels/train/train_ops.h"
@@ -47,14 +49,14 @@ class Wkv7Chunk {
       : p_(p),
         N_(p.N),
         chunks_((p.T + kChunk - 1) / kChunk),
-        memory_(kTwo * p.N * (backward ? 11 : 6) + (2 * kChunk + 2) * p.N + 3 * kTwo * kTwo +
+        memory_(kTwo * p.N * (backward ? 10 : 6) + (2 * kChunk + 2) * p.N + 3 * kTwo * kTwo +
                 p.N * p.N * (backward ? 6 : 1) + 64) {
     const int64_t wide = kTwo * N_;
     left_ = memory_.Take(wide);
     right_ = memory_.Take(wide);
     ends_ = memory_.Take(wide);
     values_ = memory_.Take(wide);
-    base_ = memory_.Take(wide);
+    base_ = memory_.Take(kChunk * N_);
     transposed_ = memory_.Take(wide);
     decay_ = memory_.Take((kChunk + 1) * N_);
     carry_ = memory_.Take(N_);
@@ -66,7 +68,6 @@ class Wkv7Chunk {
     FillMask();
     if (!backward) return;
     d_A_ = memory_.Take(kTwo * kTwo);
-    d_values_ = memory_.Take(wide);
     d_out_ = memory_.Take(wide);
     d_left_ = memory_.Take(wide);
     d_right_ = memory_.Take(wide);
@@ -86,16 +87,17 @@ class Wkv7Chunk {
       for (int64_t i = 0; i < NN; ++i) state_[i] = 0;
     }
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      if (p_.chunk_states != nullptr)
-        Copy(NN, state_, p_.chunk_states + (task * chunks_ + chunk) * NN);
+      if (p_.chunk_states != nullptr) {
+        Ops::Copy(NN, state_, p_.chunk_states + (task * chunks_ + chunk) * NN);
+      }
       Load(task, chunk);
+      if (chunk + 1 < chunks_) Prefetch(task, chunk + 1, {p_.r, p_.w_raw, p_.k, p_.v, p_.a, p_.b});
       Scores();
       Values();
-      Ops::Gemm(kChunk, N_, kTwo, A_ + kChunk * kTwo, kTwo, 1, values_, N_, base_ + kChunk * N_, N_,
-                true);
-      for (int64_t i = 0; i < count_; ++i) Copy(N_, base_ + (kChunk + i) * N_, p_.y + Offset(i));
+      Ops::Gemm(kChunk, N_, kTwo, A_ + kChunk * kTwo, kTwo, 1, values_, N_, base_, N_, true);
+      for (int64_t i = 0; i < count_; ++i) Ops::Copy(N_, base_ + i * N_, p_.y + Offset(i));
       if (p_.sa != nullptr) {
-        for (int64_t i = 0; i < count_; ++i) Copy(N_, values_ + i * N_, p_.sa + Offset(i));
+        for (int64_t i = 0; i < count_; ++i) Ops::Copy(N_, values_ + i * N_, p_.sa + Offset(i));
       }
       NextState();
     }
@@ -104,9 +106,9 @@ class Wkv7Chunk {
 
   void Backward(const Wkv7Backward<Real>& q, int64_t task) {
     const int64_t NN = N_ * N_;
-    Copy(NN, p_.final_state + task * NN, next_S_);
+    Ops::Copy(NN, p_.final_state + task * NN, next_S_);
     if (q.d_final_state != nullptr) {
-      Copy(NN, q.d_final_state + task * NN, G_);
+      Ops::Copy(NN, q.d_final_state + task * NN, G_);
     } else {
       for (int64_t i = 0; i < NN; ++i) G_[i] = 0;
     }
@@ -115,8 +117,10 @@ class Wkv7Chunk {
       Load(task, chunk);
       Scores();
       LoadRows(p_.sa, values_);
-      for (int64_t i = 0; i < kChunk * N_; ++i) d_out_[kChunk * N_ + i] = 0;
       LoadRows(q.d_y, d_out_ + kChunk * N_);
+      if (chunk > 0) {
+        Prefetch(task, chunk - 1, {p_.r, p_.w_raw, p_.k, p_.v, p_.a, p_.b, p_.sa, q.d_y});
+      }
       ValuesGrad(q);
       ScoresGrad();
       InputsGrad();
@@ -125,13 +129,10 @@ class Wkv7Chunk {
       Swap(S_, next_S_);
       Swap(G_, next_G_);
     }
-    Copy(NN, G_, q.d_state + task * NN);
+    Ops::Copy(NN, G_, q.d_state + task * NN);
   }
 
  private:
-  static void Copy(int64_t n, const Real* __restrict from, Real* __restrict to) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
-  }
   static void Swap(Real*& a, Real*& b) {
     Real* t = a;
     a = b;
@@ -141,8 +142,20 @@ class Wkv7Chunk {
   int64_t Offset(int64_t i) const { return base_offset_ + i * p_.H * N_; }
 
   void LoadRows(const Real* from, Real* to) const {
-    for (int64_t i = 0; i < count_; ++i) Copy(N_, from + Offset(i), to + i * N_);
+    for (int64_t i = 0; i < count_; ++i) Ops::Copy(N_, from + Offset(i), to + i * N_);
     for (int64_t i = count_ * N_; i < kChunk * N_; ++i) to[i] = 0;
+  }
+
+  // Asks for a chunk's rows of these arrays: they lie H * N apart, which no hardware foresees.
+  void Prefetch(int64_t task, int64_t chunk, std::initializer_list<const Real*> arrays) const {
+    const int64_t rest = p_.T - chunk * kChunk, count = rest < kChunk ? rest : kChunk;
+    const int64_t first = task / p_.H * p_.T + chunk * kChunk;
+    for (const Real* array : arrays) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Real* row = array + ((first + i) * p_.H + task % p_.H) * N_;
+        for (int64_t n = 0; n < N_; n += 64 / sizeof(Real)) __builtin_prefetch(row + n);
+      }
+    }
   }
 
   // Product of the chunk's decays before token i, and including it.
@@ -216,7 +229,7 @@ class Wkv7Chunk {
 
   // A token that fills up the last chunk: w = 1, the rest 0.
   void LoadNothing(int64_t i) {
-    Copy(N_, Before(i), Including(i));
+    Ops::Copy(N_, Before(i), Including(i));
     for (int64_t n = 0; n < N_; ++n) {
       left_[i * N_ + n] = left_[(kChunk + i) * N_ + n] = 0;
       right_[i * N_ + n] = right_[(kChunk + i) * N_ + n] = 0;
@@ -228,10 +241,11 @@ class Wkv7Chunk {
     for (int64_t i = 0; i < kTwo * kTwo; ++i) A[i] *= mask[i];
   }
 
-  // Rows of tokens that do not see the state before the chunk become zero. `rows` is [2L, N].
+  // Rows of tokens that do not see the state before the chunk become zero. `rows` is [L, N].
   void MaskState(Real* rows) const {
-    for (int64_t i = 0; i < kTwo; ++i) {
-      if (document_[i % kChunk] == 0) continue;
+    if (Carries()) return;
+    for (int64_t i = 0; i < kChunk; ++i) {
+      if (document_[i] == 0) continue;
       for (int64_t n = 0; n < N_; ++n) rows[i * N_ + n] = 0;
     }
   }
@@ -242,15 +256,16 @@ class Wkv7Chunk {
     Mask(A_);
   }
 
-  // base = left St; values' U half by forward substitution.
+  // values' U half by forward substitution; base = r~ St.
   void Values() {
-    Ops::Gemm(kTwo, N_, N_, left_, N_, 1, state_, N_, base_, N_, false);
-    if (!Carries()) MaskState(base_);
-    Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, kTwo, 1, values_ + kChunk * N_, N_, base_, N_, true);
-    for (int64_t i = 0; i < kChunk; ++i) {
-      Real* u = values_ + i * N_;
-      Copy(N_, base_ + i * N_, u);
-      Ops::AddRow(N_, i, A_ + i * kTwo, 1, values_, N_, u);
+    Ops::Gemm(kChunk, N_, N_, left_, N_, 1, state_, N_, values_, N_, false);
+    Ops::Gemm(kChunk, N_, N_, left_ + kChunk * N_, N_, 1, state_, N_, base_, N_, false);
+    MaskState(values_);
+    MaskState(base_);
+    const Real* V = values_ + kChunk * N_;
+    Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, kTwo, 1, V, N_, values_, N_, true);
+    for (int64_t i = 1; i < kChunk; ++i) {
+      Ops::AddRow(N_, i, A_ + i * kTwo, 1, values_, N_, values_ + i * N_);
     }
   }
 
@@ -261,21 +276,21 @@ class Wkv7Chunk {
     Ops::Gemm(N_, N_, kTwo, ends_, 1, N_, values_, N_, state_, N_, true);
   }
 
-  // d_values = dU | dV; d_out's first half becomes dX = (I - A_ab)^{-T} dU. Its second half holds
-  // dY.
+  // d_out's first half becomes dX = (I - A_ab)^{-T} dU, by substitution from the last row back; its
+  // second half holds dY.
   void ValuesGrad(const Wkv7Backward<Real>& q) {
+    const Real *d_y = d_out_ + kChunk * N_, *A_r = A_ + kChunk * kTwo;
     Ops::Transpose(N_, N_, G_, N_, G_transposed_, N_);
-    Ops::Gemm(kTwo, N_, N_, ends_, N_, 1, G_transposed_, N_, d_values_, N_, false);
-    Ops::Gemm(kTwo, N_, kChunk, A_ + kChunk * kTwo, 1, kTwo, d_out_ + kChunk * N_, N_, d_values_,
-              N_, true);
-    for (int64_t j = kChunk - 1; j >= 0; --j) {
+    Ops::Gemm(kChunk, N_, N_, ends_, N_, 1, G_transposed_, N_, d_out_, N_, false);
+    Ops::Gemm(kChunk, N_, kChunk, A_r, 1, kTwo, d_y, N_, d_out_, N_, true);
+    for (int64_t j = kChunk - 2; j >= 0; --j) {
       Real* x = d_out_ + j * N_;
-      Copy(N_, d_values_ + j * N_, x);
       Ops::AddRow(N_, kChunk - 1 - j, A_ + (j + 1) * kTwo + j, kTwo, x + N_, N_, x);
     }
-    Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, 1, kTwo, d_out_, N_, d_values_ + kChunk * N_, N_,
-              true);
-    for (int64_t i = 0; i < count_; ++i) Copy(N_, d_values_ + (kChunk + i) * N_, q.d_v + Offset(i));
+    Ops::Gemm(kChunk, N_, N_, ends_ + kChunk * N_, N_, 1, G_transposed_, N_, base_, N_, false);
+    Ops::Gemm(kChunk, N_, kChunk, A_r + kChunk, 1, kTwo, d_y, N_, base_, N_, true);
+    Ops::Gemm(kChunk, N_, kChunk, A_ + kChunk, 1, kTwo, d_out_, N_, base_, N_, true);
+    for (int64_t i = 0; i < count_; ++i) Ops::Copy(N_, base_ + i * N_, q.d_v + Offset(i));
   }
 
   void ScoresGrad() {
@@ -289,7 +304,8 @@ class Wkv7Chunk {
   void InputsGrad() {
     Ops::Gemm(kTwo, N_, kTwo, d_A_, kTwo, 1, right_, N_, d_left_, N_, false);
     Ops::Gemm(kTwo, N_, kTwo, d_A_, 1, kTwo, left_, N_, d_right_, N_, false);
-    if (!Carries()) MaskState(d_out_);
+    MaskState(d_out_);
+    MaskState(d_out_ + kChunk * N_);
     Ops::Gemm(kTwo, N_, N_, d_out_, N_, 1, S_, N_, d_left_, N_, true);
     Ops::Gemm(kTwo, N_, N_, values_, N_, 1, G_, N_, d_ends_, N_, false);
     const Real* __restrict last = Including(kChunk - 1);
@@ -354,15 +370,16 @@ class Wkv7Chunk {
   int64_t count_ = 0;        // tokens of this chunk
   int64_t base_offset_ = 0;  // of its first token in the [R, C] arrays
   bool resets_[kChunk] = {};
-  int document_[kChunk] = {};  // number of resets up to and including each token
-  Real *left_, *right_, *ends_, *values_, *base_;  // [2L, N]
-  Real* transposed_;                               // [N, 2L]
-  Real* decay_;                                    // [L + 1, N] products of decays, row 0 is 1
-  Real* carry_;                                    // [N] the last of them, 0 behind a reset
-  Real* sigma_;                                    // [L, N]
-  Real *A_, *mask_;                                // [2L, 2L]
-  Real* state_;                                    // [key, value]
-  Real *d_A_, *d_values_, *d_out_, *d_left_, *d_right_, *d_ends_;
+  int document_[kChunk] = {};              // number of resets up to and including each token
+  Real *left_, *right_, *ends_, *values_;  // [2L, N]
+  Real* base_;                             // [L, N] Y, or dV
+  Real* transposed_;                       // [N, 2L]
+  Real* decay_;                            // [L + 1, N] products of decays, row 0 is 1
+  Real* carry_;                            // [N] the last of them, 0 behind a reset
+  Real* sigma_;                            // [L, N]
+  Real *A_, *mask_;                        // [2L, 2L]
+  Real* state_;                            // [key, value]
+  Real *d_A_, *d_out_, *d_left_, *d_right_, *d_ends_;
   Real *S_, *next_S_, *G_, *next_G_, *G_transposed_;  // [value, key]; before and after the chunk
 };
 

@@ -1,5 +1,6 @@
 // The chunked WKV-7 with plain loops, in float and double.
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/train/plain.h"
@@ -32,6 +33,7 @@ struct PlainChunkOps {
                      Real* C) {
     Gemm(1, N, K, A, 0, a_col, B, ldb, C, N, true);
   }
+  static void Copy(int64_t n, const Real* from, Real* to) { std::copy_n(from, n, to); }
   static void Transpose(int64_t rows, int64_t columns, const Real* from, int64_t ld_from, Real* to,
                         int64_t ld_to) {
     for (int64_t i = 0; i < rows; ++i) {
