@@ -23,7 +23,7 @@ constexpr int64_t kDepth = 256;      // K of a block: 8 or 16 KiB of weights
 constexpr int64_t kBlockRows = 240;  // rows of x that go over one block of weights: 240 KiB
 constexpr int64_t kAhead = 1024;     // bytes that a stream of weights is fetched ahead
 constexpr int64_t kFewBlocks = 8;  // up to this many row blocks a panel is read once, over all of K
-constexpr _mm_hint kHint = _MM_HINT_T0;
+constexpr auto kHint = _MM_HINT_T0;  // an enum of GCC, an int of clang
 constexpr int kMaxGroup = 16;  // products of one parallel region
 
 int64_t Panels(int64_t O) { return (O + kPanel - 1) / kPanel; }
