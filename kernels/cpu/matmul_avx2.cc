@@ -3,10 +3,10 @@
 // multiply-adds over k = 0 .. K-1, from zero, to which the bias is added at the end. (Between
 // blocks of K the unfinished chain waits in y, exactly.)
 //
-// 1..6 rows: the weights stream through once, several panels side by side so that enough chains are
-// in flight. More rows: x is copied once into blocks of up to 6 rows, [K blocks][row
-// blocks][k][rows], and a tile of 6 x 16 accumulators runs over blocks of weights that stay in the
-// first cache.
+// 1..6 rows: the weights stream through once; for a single row six panels side by side, so that
+// enough chains are in flight.
+// More rows: x is copied once into blocks of up to 6 rows, [K blocks][row blocks][k][rows], and a
+// tile of 6 x 16 accumulators runs over blocks of weights that stay in a cache.
 
 #include "kernels/cpu/number_format.h"
 #include "kernels/cpu/ops_avx2.h"
@@ -21,10 +21,10 @@ constexpr int64_t kPanel = 16;       // outputs of a panel
 constexpr int64_t kMaxRows = 6;      // rows of a tile: 12 of the 16 registers accumulate
 constexpr int64_t kDepth = 256;      // K of a block: 8 or 16 KiB of weights
 constexpr int64_t kBlockRows = 240;  // rows of x that go over one block of weights: 240 KiB
-constexpr int64_t kAhead = 1024;     // bytes that a stream of weights is fetched ahead
-constexpr int64_t kFewBlocks = 8;  // up to this many row blocks a panel is read once, over all of K
+constexpr int64_t kAhead = 4096;     // bytes that one stream of weights is fetched ahead
+constexpr int64_t kFewBlocks = 8;    // with so few row blocks a panel is read once, over all of K
 constexpr auto kHint = _MM_HINT_T0;  // an enum of GCC, an int of clang
-constexpr int kMaxGroup = 16;  // products of one parallel region
+constexpr int kMaxGroup = 16;        // products of one parallel region
 
 int64_t Panels(int64_t O) { return (O + kPanel - 1) / kPanel; }
 int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -193,11 +193,11 @@ template <typename Wide>
 void MultiplyFewRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
   switch (p.T) {
     case 1:
-      return Sweep<1, 4, Wide>(p, x, begin, end);
+      return Sweep<1, 6, Wide>(p, x, begin, end);
     case 2:
-      return Sweep<2, 2, Wide>(p, x, begin, end);
+      return Sweep<2, 1, Wide>(p, x, begin, end);
     case 3:
-      return Sweep<3, 2, Wide>(p, x, begin, end);
+      return Sweep<3, 1, Wide>(p, x, begin, end);
     case 4:
       return Sweep<4, 1, Wide>(p, x, begin, end);
     case 5:
