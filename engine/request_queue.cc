@@ -80,7 +80,7 @@ void RequestQueue::BeginDrain(absl::Time deadline) {
   {
     std::lock_guard<std::mutex> lock(mu_);
     draining_ = true;
-    drain_by_ = deadline;
+    drain_by_ = std::min(drain_by_, deadline);  // of two callers the more urgent one counts
     nudged_ = true;
   }
   wake_.notify_one();

@@ -42,7 +42,7 @@ typename Outbox<Event>::Action Outbox<Event>::Next() {
 
 template <typename Event>
 typename Outbox<Event>::Action Outbox<Event>::Push(Event event, int64_t tokens, absl::Time now) {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   if (end_.has_value()) return Action();
   waiting_tokens_.fetch_add(tokens, std::memory_order_relaxed);
   if (pending_.empty() || !Coalesce(&pending_.back().event, &event)) {
@@ -53,7 +53,7 @@ typename Outbox<Event>::Action Outbox<Event>::Push(Event event, int64_t tokens, 
 
 template <typename Event>
 typename Outbox<Event>::Action Outbox<Event>::End(absl::Status status) {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   if (end_.has_value()) return Action();
   end_ = std::move(status);
   return Next();
@@ -61,7 +61,7 @@ typename Outbox<Event>::Action Outbox<Event>::End(absl::Status status) {
 
 template <typename Event>
 typename Outbox<Event>::Action Outbox<Event>::WriteDone(bool ok) {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   in_flight_ = false;
   if (!ok) {
     pending_.clear();
@@ -73,7 +73,7 @@ typename Outbox<Event>::Action Outbox<Event>::WriteDone(bool ok) {
 
 template <typename Event>
 typename Outbox<Event>::Action Outbox<Event>::Drop(absl::Status status) {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   pending_.clear();
   waiting_tokens_.store(0, std::memory_order_relaxed);
   end_ = std::move(status);
@@ -82,7 +82,7 @@ typename Outbox<Event>::Action Outbox<Event>::Drop(absl::Status status) {
 
 template <typename Event>
 absl::Duration Outbox<Event>::Age(absl::Time now) const {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   if (in_flight_) return now - in_flight_since_;
   return pending_.empty() ? absl::ZeroDuration() : now - pending_.front().since;
 }

@@ -10,11 +10,10 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <mutex>
 #include <optional>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "skein/v1/generation.pb.h"
 
@@ -55,21 +54,21 @@ class Outbox {
   absl::Duration Age(absl::Time now) const;
 
  private:
-  Action Next() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Action Next();  // with mu_ held
 
   const int64_t max_tokens_;
   std::atomic<int64_t> waiting_tokens_{0};  // in pending_; written under mu_
 
-  mutable absl::Mutex mu_;
   struct Pending {
     Event event;
     absl::Time since;
   };
-  std::deque<Pending> pending_ ABSL_GUARDED_BY(mu_);
-  bool in_flight_ ABSL_GUARDED_BY(mu_) = false;
-  absl::Time in_flight_since_ ABSL_GUARDED_BY(mu_);
-  std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);
-  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  mutable std::mutex mu_;  // guards all below; a mutex that the thread sanitizer knows
+  std::deque<Pending> pending_;
+  bool in_flight_ = false;
+  absl::Time in_flight_since_;
+  std::optional<absl::Status> end_;
+  bool finished_ = false;
 };
 
 }  // namespace skein::server

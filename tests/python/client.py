@@ -1,9 +1,14 @@
 """A thin client over the generated code: what tests say often."""
 
+import threading
 import uuid
 
 import grpc
 import pytest
+
+
+# More tokens than any test waits for; daemon.py raises limits.max_tokens above it.
+ENDLESS = 10**8
 
 
 def fresh_id():
@@ -24,6 +29,40 @@ class Turn:
         self.tokens = [t for d in self.deltas for t in d.tokens]
         self.ids = [t.id for t in self.tokens]
         self.finished = self.events[-1].finished
+
+
+class Running:
+    """A Generate that goes on while the test does something else; its events are read as they come."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.events = []
+        self.error = None
+        self._decoding = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        assert self._decoding.wait(20), "no token came"
+
+    def _read(self):
+        try:
+            for event in self.stream:
+                self.events.append(event)
+                if event.WhichOneof("event") == "delta":
+                    self._decoding.set()
+        except grpc.RpcError as error:
+            self.error = error
+
+    def end(self):
+        """Waits for the end; the whole turn."""
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+        return Turn(self.events)
+
+    def cancel(self):
+        self.stream.cancel()
+        self._thread.join(20)
 
 
 class Client:

@@ -56,6 +56,15 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def steady_model(tmp_path_factory):
+    """A bigger one (a millisecond a token): its answers are read as fast as they come, so no request is ever paused as
+    slow and loses its slot to another."""
+    path = tmp_path_factory.mktemp("model") / "steady.safetensors"
+    write_tiny_checkpoint(path, layers=3, width=384, head_size=64)
+    return path
+
+
 @pytest.fixture
 def start(model, tmp_path):
     """start(settings) -> a daemon of its own for one test."""

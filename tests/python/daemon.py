@@ -30,7 +30,8 @@ class Daemon:
     """A running skeind. `settings` become --set key=value."""
 
     def __init__(self, model, cwd, settings=None, listen="127.0.0.1:0", env=None):
-        merged = {"listen.address": listen, "listen.metrics": "127.0.0.1:0", "cpu.threads": 1, **(settings or {})}
+        merged = {"listen.address": listen, "listen.metrics": "127.0.0.1:0", "cpu.threads": 1,
+                  "limits.max_tokens": 10**9, **(settings or {})}
         command = [str(SKEIND), "--model", str(model)]
         for key, value in merged.items():
             command += ["--set", f"{key}={value}"]

@@ -3,7 +3,7 @@
 import time
 
 import grpc
-from client import details, expect_error, fresh_id
+from client import ENDLESS, details, expect_error, fresh_id
 
 
 def two_turns(client):
@@ -134,7 +134,7 @@ def test_delete(client):
 def test_busy(client):
     c = client.pb.conv
     conversation = fresh_id()
-    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=30000)
+    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=ENDLESS)
     next(stream)
     assert client.get(conversation).busy
     for call in [lambda: client.stream("y", conversation=conversation),

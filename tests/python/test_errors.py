@@ -4,7 +4,7 @@ import time
 
 import grpc
 import pytest
-from client import Client, details, expect_error, fresh_id
+from client import ENDLESS, Client, Running, details, expect_error, fresh_id
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -30,7 +30,7 @@ BAD_FIELDS = {
     "sampling.logit_bias[3]": lambda r: r.sampling.logit_bias.update({3: float("inf")}),
     "sampling.logit_bias": lambda r: r.sampling.logit_bias.update({i % 257: 1 for i in range(257)}),
     "sampling.banned_token_ids[1]": lambda r: r.sampling.banned_token_ids.extend([1, -1]),
-    "stopping.max_tokens": lambda r: setattr(r.stopping, "max_tokens", 10**9),
+    "stopping.max_tokens": lambda r: setattr(r.stopping, "max_tokens", 2 * 10**9),
     "stopping.min_tokens": lambda r: setattr(r.stopping, "min_tokens", 100),
     "stopping.max_time": lambda r: r.stopping.max_time.FromSeconds(-1),
     "stopping.stop_strings[0]": lambda r: r.stopping.stop_strings.append(""),
@@ -158,7 +158,7 @@ def test_nothing_to_go_on_from(client):
 
 def test_two_running_requests_may_not_share_an_id(client):
     request_id = fresh_id()
-    stream = client.stream("x", max_tokens=30000, request_id=request_id)
+    stream = client.stream("x", max_tokens=ENDLESS, request_id=request_id)
     next(stream)
     found = refuse(client, grpc.StatusCode.ALREADY_EXISTS, client.request("x", request_id=request_id))
     assert found["ErrorInfo"].reason == "REQUEST_ID_IN_USE"
@@ -177,12 +177,10 @@ def test_messages_without_a_template(start, pb, tmp_path):
     assert found["PreconditionFailure"].violations[0].type == "NO_CHAT_TEMPLATE"
 
 
-def test_full_queue(start, pb):
-    daemon = start({"engine.slots": 1, "limits.queued": 2, "engine.max_step_tokens": 64})
+def test_full_queue(start, steady_model, pb):
+    daemon = start({"engine.slots": 1, "limits.queued": 2, "engine.max_step_tokens": 64}, model=steady_model)
     client = Client(pb, daemon.channel)
-    running = client.stream("x", max_tokens=30000)
-    while next(running).WhichOneof("event") != "delta":
-        pass
+    running = Running(client.stream("x", max_tokens=ENDLESS))
     waiting = [client.stream("y", max_tokens=4) for _ in range(2)]
     for stream in waiting:
         assert next(stream).WhichOneof("event") == "queued"
@@ -197,28 +195,28 @@ def test_full_queue(start, pb):
         assert list(stream)[-1].finished.usage.completion_tokens == 4
 
 
-def test_deadline_in_the_queue(start, pb):
-    daemon = start({"engine.slots": 1})
+def test_deadline_in_the_queue(start, steady_model, pb):
+    daemon = start({"engine.slots": 1}, model=steady_model)
     client = Client(pb, daemon.channel)
-    running = client.stream("x", max_tokens=30000)
-    while next(running).WhichOneof("event") != "delta":
-        pass
+    running = Running(client.stream("x", max_tokens=ENDLESS))
     expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: client.stream("y", timeout=0.3))
     running.cancel()
     assert client.generate("z").ids
 
 
 def test_a_reader_that_never_reads(start, pb):
-    daemon = start({"limits.outbox_tokens": 32, "limits.outbox_age": "1s", "limits.max_tokens": 10**7})
+    daemon = start({"limits.outbox_tokens": 32, "limits.outbox_age": "1s"})
     other = Client(pb, daemon.new_channel())
     lazy = Client(pb, daemon.new_channel())
     conversation = fresh_id()
     other.generate("hello", conversation=conversation, create_if_missing=True)
     g = pb.gen
     stream = lazy.stream("x", conversation=conversation, commit=g.COMMIT_MODE_KEEP_PARTIAL,
-                         stopping=g.Stopping(max_tokens=10**7, ignore_eos=True), output=g.Output(top_logprobs=20),
+                         stopping=g.Stopping(max_tokens=ENDLESS, ignore_eos=True), output=g.Output(top_logprobs=20),
                          timeout=60)
     end = time.monotonic() + 40
+    while not other.get(conversation).busy:
+        assert time.monotonic() < end, daemon.log()
     while True:  # others are served all the while
         assert len(other.generate("hello").ids) == 8
         info = other.get(conversation)

@@ -4,7 +4,7 @@ import time
 
 import grpc
 import pytest
-from client import expect_error, fresh_id
+from client import ENDLESS, expect_error, fresh_id
 
 
 def test_streams_tokens_and_text(client):
@@ -114,7 +114,7 @@ def test_stop_id_and_end_of_document(client):
 
 def test_max_time_ends_with_time(client):
     g = client.pb.gen
-    stopping = g.Stopping(max_tokens=30000, ignore_eos=True)
+    stopping = g.Stopping(max_tokens=ENDLESS, ignore_eos=True)
     stopping.max_time.FromMilliseconds(300)
     conversation = fresh_id()
     before = time.monotonic()
@@ -139,7 +139,7 @@ def test_messages_use_the_template(client):
 def test_cancel_ends_with_finished(client):
     g = client.pb.gen
     conversation, request_id = fresh_id(), fresh_id()
-    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=30000,
+    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=ENDLESS,
                            request_id=request_id)
     while next(stream).WhichOneof("event") != "delta":
         pass
@@ -155,7 +155,7 @@ def test_cancel_ends_with_finished(client):
 def test_cancel_keeps_partial_when_asked(client):
     g = client.pb.gen
     conversation, request_id = fresh_id(), fresh_id()
-    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=30000,
+    stream = client.stream("x", conversation=conversation, create_if_missing=True, max_tokens=ENDLESS,
                            request_id=request_id, commit=g.COMMIT_MODE_KEEP_PARTIAL)
     ids = []
     for event in stream:
@@ -184,7 +184,7 @@ def test_commit_never_leaves_the_conversation(client):
 def test_deadline(client):
     conversation = fresh_id()
     client.generate("abc", conversation=conversation, create_if_missing=True)
-    stream = client.stream("x", conversation=conversation, max_tokens=30000, timeout=0.4)
+    stream = client.stream("x", conversation=conversation, max_tokens=ENDLESS, timeout=0.4)
     expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: stream)
     info = wait_until_free(client, conversation)
     assert info.head_version == 1 and info.last_end == "DEADLINE_EXCEEDED"
@@ -193,7 +193,7 @@ def test_deadline(client):
 def test_client_gone_in_the_middle(client):
     conversation = fresh_id()
     client.generate("abc", conversation=conversation, create_if_missing=True)
-    stream = client.stream("x", conversation=conversation, max_tokens=30000, timeout=60)
+    stream = client.stream("x", conversation=conversation, max_tokens=ENDLESS, timeout=60)
     while next(stream).WhichOneof("event") != "delta":
         pass
     stream.cancel()

@@ -4,7 +4,7 @@ import time
 import urllib.request
 
 import grpc
-from client import Client, expect_error, fresh_id
+from client import ENDLESS, Client, Running, expect_error, fresh_id
 
 
 def scrape(daemon):
@@ -31,13 +31,11 @@ def use_everything(client):
         client.generate(f"turn {i}", conversation=conversation, request_id=f"request-{conversation}-{i}")
     client.generate("again", conversation=conversation, base_version=1)  # its state was evicted
     request_id = fresh_id()
-    stream = client.stream("x", max_tokens=30000, request_id=request_id)
-    while next(stream).WhichOneof("event") != "delta":
-        pass
+    running = Running(client.stream("x", max_tokens=ENDLESS, request_id=request_id))
     side = client.stream("y" * 500, max_tokens=4)  # prefill beside decode
     list(side)
     client.gen.Cancel(g.CancelRequest(request_id=request_id))
-    list(stream)
+    running.end()
     list(client.gen.Score(g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b"))])))
     expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.stream("x", conversation=fresh_id()))
     return conversation
@@ -61,12 +59,10 @@ def test_steps_calls_and_refusals_are_counted_without_ids(start, pb):
     assert sum(handled.values()) == started == 10
 
 
-def test_gauges_move_while_there_is_work(start, pb):
-    daemon = start({"engine.slots": 1})
+def test_gauges_move_while_there_is_work(start, steady_model, pb):
+    daemon = start({"engine.slots": 1, "model.name": "tiny"}, model=steady_model)
     client = Client(pb, daemon.channel)
-    running = client.stream("x", max_tokens=30000)
-    while next(running).WhichOneof("event") != "delta":
-        pass
+    running = Running(client.stream("x", max_tokens=ENDLESS))
     waiting = client.stream("yyy", max_tokens=4)
     next(waiting)
     time.sleep(0.05)

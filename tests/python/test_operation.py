@@ -9,7 +9,7 @@ import time
 
 import grpc
 import pytest
-from client import Client, details, expect_error, fresh_id
+from client import ENDLESS, Client, Running, details, expect_error, fresh_id
 from daemon import environment, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -145,35 +145,38 @@ def test_reflection(shared):
 
 # Shutdown.
 
-def wait_for_delta(stream):
-    while next(stream).WhichOneof("event") != "delta":
-        pass
+def refused_while_draining(client):
+    """The first refusal; what arrives before the drain has begun is served."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            client.generate("y", max_tokens=1)
+        except grpc.RpcError as error:
+            return error
+    raise AssertionError("still served")
 
 
-def test_sigterm_lets_running_requests_end(start, pb):
-    daemon = start({"shutdown.drain": "10s"})
+def test_sigterm_lets_running_requests_end(start, steady_model, pb):
+    daemon = start({"shutdown.drain": "60s"}, model=steady_model)
     client = Client(pb, daemon.channel)
-    running = client.stream("x", max_tokens=6000)
-    wait_for_delta(running)
+    running = Running(client.stream("x", max_tokens=1000))
     daemon.terminate()
-    daemon.wait_for_line("draining")
-    # Refused, with what a client needs to go elsewhere. Not yet listening at all is as good an answer.
-    error = expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("y"))
-    if "grpc-status-details-bin" in dict(error.trailing_metadata()):
-        assert details(error)["ErrorInfo"].reason == "DRAINING" and "RetryInfo" in details(error)
-    finished = list(running)[-1].finished
-    assert finished.reason == pb.gen.FINISH_REASON_LENGTH and finished.usage.completion_tokens == 6000
+    error = refused_while_draining(client)
+    # With what a client needs to go elsewhere.
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert details(error)["ErrorInfo"].reason == "DRAINING" and "RetryInfo" in details(error)
+    finished = running.end().finished
+    assert finished.reason == pb.gen.FINISH_REASON_LENGTH and finished.usage.completion_tokens == 1000
     assert daemon.wait() == 0
 
 
 def test_drain_that_takes_too_long_ends_at_a_token(start, pb):
     daemon = start({"shutdown.drain": "500ms"})
-    running = Client(pb, daemon.channel).stream("x", max_tokens=30000)
-    wait_for_delta(running)
+    running = Running(Client(pb, daemon.channel).stream("x", max_tokens=ENDLESS))
     daemon.terminate()
     before = time.monotonic()
-    finished = list(running)[-1].finished
-    assert finished.reason == pb.gen.FINISH_REASON_DRAINED and 0 < finished.usage.completion_tokens < 30000
+    finished = running.end().finished
+    assert finished.reason == pb.gen.FINISH_REASON_DRAINED and 0 < finished.usage.completion_tokens < ENDLESS
     assert daemon.wait() == 0
     assert time.monotonic() - before < 8
 
@@ -181,22 +184,21 @@ def test_drain_that_takes_too_long_ends_at_a_token(start, pb):
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_is_fast(start, pb, second):
     daemon = start({"shutdown.drain": "60s"})
-    running = Client(pb, daemon.channel).stream("x", max_tokens=30000)
-    wait_for_delta(running)
+    running = Running(Client(pb, daemon.channel).stream("x", max_tokens=ENDLESS))
     daemon.terminate()
     daemon.wait_for_line("draining")
     before = time.monotonic()
     daemon.process.send_signal(second)
-    assert list(running)[-1].finished.reason == pb.gen.FINISH_REASON_DRAINED
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
     assert daemon.wait() == 0
     assert time.monotonic() - before < 5
 
 
 def test_a_dead_reader_does_not_hold_up_the_end(start, pb):
-    daemon = start({"shutdown.drain": "500ms", "limits.outbox_tokens": 32, "limits.max_tokens": 10**7})
+    daemon = start({"shutdown.drain": "500ms", "limits.outbox_tokens": 32})
     g = pb.gen
     stream = Client(pb, daemon.channel).stream(
-        "x", stopping=g.Stopping(max_tokens=10**7, ignore_eos=True), output=g.Output(top_logprobs=20), timeout=60)
+        "x", stopping=g.Stopping(max_tokens=ENDLESS, ignore_eos=True), output=g.Output(top_logprobs=20), timeout=60)
     time.sleep(1)
     daemon.terminate()
     assert daemon.wait(timeout=10) == 0
@@ -232,6 +234,7 @@ def test_start_line_and_one_line_a_request(start, pb, model):
     assert "MODEL_NOT_FOUND" in daemon.wait_for_line("id=refused")
     # An id cannot forge a line.
     client.generate("hi", request_id='a" id=b message=\u2028forged')
+    daemon.wait_for_line("forged")
     assert "SECRETPROMPT" not in daemon.log()
     assert sum("forged" in line for line in daemon.lines) == 1
 

@@ -12,7 +12,7 @@ import urllib.request
 
 import grpc
 import pytest
-from client import Client, fresh_id
+from client import ENDLESS, Client, Running, fresh_id
 from daemon import ROOT
 
 # Set once at the start; all other series must change under load.
@@ -112,8 +112,7 @@ def work(client, daemon, pb):
     assert list(client.gen.Score(g.ScoreRequest(text=g.Text(text="some"), continuations=[continuation]), timeout=20))
 
     # One slot and one place in the queue: one runs, one waits, one is refused.
-    busy = client.stream("x", max_tokens=4000)
-    next(busy)
+    busy = Running(client.stream("x", max_tokens=ENDLESS))
     waiting = in_background(lambda: client.generate("waits " * 20))
     end = time.monotonic() + 10
     while not re.search(r"^skein_requests_waiting\{.*\} 1$", scrape(daemon.metrics), re.MULTILINE):
@@ -136,9 +135,10 @@ def test_promtool_finds_nothing_to_say(start, pb):
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
 
 
-def test_every_series_moves(start, prometheus, pb):
+def test_every_series_moves(start, steady_model, prometheus, pb):
     # As few places as possible, so that little work reaches every limit.
-    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "64KiB", "shutdown.drain": "3s"})
+    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "2MiB", "shutdown.drain": "3s"},
+                   model=steady_model)
     client = Client(pb, daemon.channel)
     first = scrape(daemon.metrics)
     prom = prometheus(urllib.parse.urlsplit(daemon.metrics).netloc)
@@ -146,8 +146,7 @@ def test_every_series_moves(start, prometheus, pb):
     time.sleep(0.5)
 
     work(client, daemon, pb)
-    last_call = client.stream("x", max_tokens=30000)  # keeps the drain open for some scrapes
-    next(last_call)
+    last_call = Running(client.stream("x", max_tokens=ENDLESS))  # keeps the drain open for some scrapes
     text = scrape(daemon.metrics)
     daemon.terminate()
     prom.wait_for("skein_draining == 1")
