@@ -1,20 +1,11 @@
 #include "engine/store/conversation_store.h"
 
 #include <algorithm>
-#include <iterator>
-#include <mutex>
-#include <random>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
-#include "engine/base/status.h"
-#include "engine/store/conversation.h"
-#include "engine/store/snapshot_cache.h"
+#include "engine/store/conversation_store_impl.h"
 
 namespace skein::engine {
 namespace {
@@ -22,99 +13,9 @@ namespace {
 using base::MakeStatus;
 using Garbage = SnapshotCache::Garbage;
 
-// What a version and a conversation cost beside their tokens; without it empty ones would be free
-// and unbounded.
-constexpr int64_t kVersionBytes = 128;
-constexpr int64_t kConversationBytes = 512;
 constexpr int64_t kCursorTokens = 16;  // enough to see the separator at the end of a conversation
 
-absl::Status NoSuchConversation(absl::string_view id) {
-  return MakeStatus(absl::StatusCode::kNotFound, "CONVERSATION_NOT_FOUND",
-                    absl::StrCat("no conversation '", id, "'"));
-}
-
-absl::Status NoSuchVersion(absl::string_view id, int64_t version) {
-  return MakeStatus(absl::StatusCode::kNotFound, "VERSION_NOT_FOUND",
-                    absl::StrCat("conversation '", id, "' has no version ", version));
-}
-
-absl::Status Busy(absl::string_view id) {
-  return MakeStatus(absl::StatusCode::kAborted, "CONVERSATION_BUSY",
-                    absl::StrCat("conversation '", id, "' is in use by another request"));
-}
-
-std::string RandomId() {
-  std::random_device source;
-  const auto word = [&] { return (uint64_t{source()} << 32) | source(); };
-  return absl::StrFormat("%016x%016x", word(), word());
-}
-
 }  // namespace
-
-class ConversationStore::Impl {
- public:
-  Impl(ConversationStoreOptions options, uint64_t model_fingerprint,
-       std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after)
-      : options_(options),
-        model_fingerprint_(model_fingerprint),
-        cursor_after_(std::move(cursor_after)),
-        cache_(options.budget_bytes) {}
-
-  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create, std::optional<int64_t> base,
-                                std::optional<int64_t> expected, Pending pending);
-  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base, Pending pending);
-  absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
-                                 std::vector<int32_t> output,
-                                 std::shared_ptr<const StateSnapshot> snapshot,
-                                 absl::string_view finish_reason, absl::string_view request_id);
-  void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
-  absl::StatusOr<ConversationInfo> Create(absl::string_view id);
-  absl::StatusOr<ConversationInfo> Get(absl::string_view id) const;
-  absl::StatusOr<std::vector<VersionInfo>> History(absl::string_view id) const;
-  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after,
-                                     int32_t limit) const;
-  absl::Status Delete(absl::string_view id);
-  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id,
-                                                     std::optional<int64_t> version, int32_t n,
-                                                     const std::vector<std::string>& ids);
-  absl::StatusOr<ConversationInfo> Rewind(absl::string_view id, int64_t version);
-  ConversationStoreGauges gauges() const;
-
- private:
-  using Map = std::map<std::string, Conversation, std::less<>>;
-  using Entry = Map::value_type;
-
-  Map::iterator Find(absl::string_view id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return conversations_.find(std::string(id));
-  }
-  absl::Status RoomFor(int64_t conversations, int64_t bytes) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Entry& Insert(std::string id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Remove(Map::iterator it, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::StatusOr<int64_t> Base(const Entry& entry, std::optional<int64_t> version) const;
-  Lease MakeLease(const Entry& entry, int64_t base, Pending pending)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void KeepNewestStates(Conversation* conversation, Garbage* garbage)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::StatusOr<std::vector<std::string>> ForkIds(int32_t n,
-                                                   const std::vector<std::string>& ids) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CopyUpTo(const Conversation& from, int64_t version, Conversation* to)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  static ConversationInfo Describe(const Entry& entry);
-
-  // Constant after construction.
-  const ConversationStoreOptions options_;
-  const uint64_t model_fingerprint_;
-  const std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after_;
-
-  mutable std::mutex mu_;
-  Map conversations_ ABSL_GUARDED_BY(mu_);
-  SnapshotCache cache_ ABSL_GUARDED_BY(mu_);
-  int64_t token_bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t hits_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t misses_ ABSL_GUARDED_BY(mu_) = 0;
-};
 
 // ---- reading and reserving
 
@@ -278,163 +179,6 @@ void ConversationStore::Impl::Remove(Map::iterator it, Garbage* garbage) {
   }
   token_bytes_ -= kConversationBytes;
   conversations_.erase(it);
-}
-
-// ---- managing
-
-ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
-  const Conversation& conversation = entry.second;
-  ConversationInfo info;
-  info.id = entry.first;
-  info.head = conversation.head;
-  info.tokens = conversation.TokensAt(conversation.head);
-  for (const auto& [id, version] : conversation.versions) {
-    if (version.has_state()) info.state_bytes += version.cell->snapshot->bytes();
-  }
-  info.busy = conversation.busy;
-  info.created = conversation.created;
-  info.used = conversation.used;
-  info.last_request_id = conversation.last_request_id;
-  info.last_end = conversation.last_end;
-  return info;
-}
-
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(absl::string_view id) {
-  std::lock_guard<std::mutex> lock(mu_);
-  if (!id.empty() && Find(id) != conversations_.end()) {
-    return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
-                      absl::StrCat("conversation '", id, "' exists already"));
-  }
-  SKEIN_RETURN_IF_ERROR(RoomFor(1, kConversationBytes));
-  return Describe(Insert(id.empty() ? RandomId() : std::string(id)));
-}
-
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(absl::string_view id) const {
-  std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(std::string(id));
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  return Describe(*it);
-}
-
-absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
-    absl::string_view id) const {
-  std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(std::string(id));
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  std::vector<VersionInfo> history;
-  history.reserve(it->second.versions.size());
-  for (const auto& [number, version] : it->second.versions) {
-    history.push_back({number, version.parent, version.turn->input, version.turn->output,
-                       version.turn->finish_reason, version.turn->time, version.tokens,
-                       version.has_state()});
-  }
-  return history;
-}
-
-std::vector<ConversationInfo> ConversationStore::Impl::List(absl::string_view prefix,
-                                                            absl::string_view after,
-                                                            int32_t limit) const {
-  std::lock_guard<std::mutex> lock(mu_);
-  std::vector<ConversationInfo> found;
-  auto it = conversations_.lower_bound(std::string(prefix));
-  if (!after.empty() && after >= prefix) it = conversations_.upper_bound(std::string(after));
-  for (; it != conversations_.end() && static_cast<int32_t>(found.size()) < limit; ++it) {
-    if (!absl::StartsWith(it->first, prefix)) break;
-    found.push_back(Describe(*it));
-  }
-  return found;
-}
-
-absl::Status ConversationStore::Impl::Delete(absl::string_view id) {
-  Garbage garbage;
-  std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  if (it->second.busy) return Busy(id);
-  Remove(it, &garbage);
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<std::string>> ConversationStore::Impl::ForkIds(
-    int32_t n, const std::vector<std::string>& ids) const {
-  if (n < 1)
-    return absl::InvalidArgumentError(absl::StrCat("a fork makes at least 1 copy, not ", n));
-  if (!ids.empty() && static_cast<int64_t>(ids.size()) != n) {
-    return absl::InvalidArgumentError(absl::StrCat("got ", ids.size(), " ids for ", n, " copies"));
-  }
-  std::vector<std::string> names;
-  for (int32_t i = 0; i < n; ++i) {
-    std::string name = ids.empty() || ids[i].empty() ? RandomId() : ids[i];
-    if (conversations_.contains(name) ||
-        std::find(names.begin(), names.end(), name) != names.end()) {
-      return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
-                        absl::StrCat("conversation '", name, "' exists already"));
-    }
-    names.push_back(std::move(name));
-  }
-  return names;
-}
-
-void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version,
-                                       Conversation* to) {
-  to->head = version;
-  to->next_version = version + 1;
-  while (version != 0) {
-    const Version& source = from.versions.at(version);
-    Version copy = source;
-    if (source.cell != nullptr) copy.cell = cache_.Share(source.cell);
-    token_bytes_ += kVersionBytes;
-    to->versions.emplace(version, std::move(copy));
-    version = source.parent;
-  }
-}
-
-absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
-    absl::string_view id, std::optional<int64_t> version, int32_t n,
-    const std::vector<std::string>& ids) {
-  std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  const absl::StatusOr<int64_t> base = Base(*it, version);
-  if (!base.ok()) return base.status();
-  absl::StatusOr<std::vector<std::string>> names = ForkIds(n, ids);
-  if (!names.ok()) return names.status();
-  const int64_t each =
-      kConversationBytes + kVersionBytes * static_cast<int64_t>(it->second.versions.size());
-  SKEIN_RETURN_IF_ERROR(RoomFor(n, n * each));
-  std::vector<ConversationInfo> copies;
-  for (std::string& name : *names) {
-    Entry& copy = Insert(std::move(name));
-    CopyUpTo(it->second, *base, &copy.second);
-    copies.push_back(Describe(copy));
-  }
-  return copies;
-}
-
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(absl::string_view id,
-                                                                 int64_t version) {
-  std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  if (it->second.busy) return Busy(id);
-  const absl::StatusOr<int64_t> base = Base(*it, version);
-  if (!base.ok()) return base.status();
-  it->second.head = *base;
-  it->second.used = absl::Now();
-  return Describe(*it);
-}
-
-ConversationStoreGauges ConversationStore::Impl::gauges() const {
-  std::lock_guard<std::mutex> lock(mu_);
-  ConversationStoreGauges gauges;
-  gauges.conversations = static_cast<int64_t>(conversations_.size());
-  gauges.snapshot_bytes = cache_.bytes();
-  gauges.token_bytes = token_bytes_;
-  gauges.budget_bytes = options_.budget_bytes;
-  gauges.evictions = cache_.evictions();
-  gauges.hits = hits_;
-  gauges.misses = misses_;
-  return gauges;
 }
 
 // ---- the public face

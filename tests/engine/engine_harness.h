@@ -188,6 +188,7 @@ class EngineHarness {
     auto sink = std::make_shared<CollectingSink>();
     const absl::Status status = engine->Submit(request, sink);
     EXPECT_TRUE(status.ok()) << status;
+    if (!status.ok()) sink->OnError(status);  // so that nobody waits for it
     return sink;
   }
   std::shared_ptr<CollectingSink> Run(const GenerateRequest& request) {
