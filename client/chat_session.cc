@@ -36,7 +36,8 @@ ChatSession::ChatSession(Context* context, Connection* connection, Interrupts* i
       connection_(connection),
       interrupts_(interrupts),
       options_(std::move(options)),
-      conversation_(options_.conversation) {}
+      conversation_(options_.conversation),
+      empty_(options_.conversation.empty()) {}
 
 grpc::Status ChatSession::Open() {
   v1::ListModelsResponse models;
@@ -87,9 +88,12 @@ void ChatSession::Greet() {
 grpc::Status ChatSession::ShowWhereWeAre() {
   v1::Conversation conversation;
   const grpc::Status status = GetConversation(v1::VIEW_HISTORY, &conversation);
-  if (status.error_code() == grpc::StatusCode::NOT_FOUND && options_.create)
+  if (status.error_code() == grpc::StatusCode::NOT_FOUND && options_.create) {
+    empty_ = true;
     return grpc::Status::OK;
+  }
   if (!status.ok()) return status;
+  empty_ = conversation.head_version() == 0;
   if (!terminal_->interactive()) return status;
   terminal_->Dim(absl::StrCat("Continuing ", OneLine(conversation)));
   if (const v1::Version* head = FindVersion(conversation, conversation.head_version())) {
@@ -100,11 +104,25 @@ grpc::Status ChatSession::ShowWhereWeAre() {
 }
 
 void ChatSession::Close() {
-  if (!keep_hint_ || conversation_.empty()) return;
+  if (conversation_.empty()) return;
+  if (!used_) {
+    if (made_here_) (void)DeleteConversation();  // a server that is gone has forgotten it anyway
+    return;
+  }
+  const std::string server =
+      context_->server == kDefaultServer ? "" : absl::StrCat(" --server ", context_->server);
   const std::string line =
-      absl::StrCat("Conversation ", conversation_, ". Continue it with: skein chat --server ",
-                   context_->server, " --conversation ", conversation_);
+      absl::StrCat("Conversation ", conversation_, ". Continue it with: skein chat", server,
+                   " --conversation ", conversation_);
   terminal_->interactive() ? terminal_->Dim(line) : terminal_->Error(line);
+}
+
+grpc::Status ChatSession::DeleteConversation() {
+  v1::DeleteConversationRequest request;
+  request.set_id(conversation_);
+  v1::DeleteConversationResponse response;
+  return connection_->Call(connection_->conversations(), &Conversations::Delete, request,
+                           &response);
 }
 
 grpc::Status ChatSession::GetConversation(v1::View view, v1::Conversation* conversation) {
@@ -122,6 +140,8 @@ grpc::Status ChatSession::EnsureConversation() {
       connection_->Call(connection_->conversations(), &Conversations::Create,
                         v1::CreateConversationRequest(), &conversation);
   conversation_ = conversation.id();
+  made_here_ = empty_ = true;
+  used_ = false;
   return status;
 }
 
@@ -168,7 +188,8 @@ grpc::Status ChatSession::Turn(v1::GenerateRequest request) {
   last_ = *result.finished;
   ++turns_;
   tokens_ += last_.usage().completion_tokens();
-  keep_hint_ = true;
+  used_ = true;
+  empty_ = false;
   if (context_->json) return status;
   const std::string summary = Summary(last_, true);
   if (terminal_->interactive()) {
@@ -192,7 +213,7 @@ grpc::Status ChatSession::Say(const std::string& text) {
     message->set_role(role);
     message->set_content(content);
   };
-  if (conversation_.empty() && !options_.system.empty()) add(v1::ROLE_SYSTEM, options_.system);
+  if (empty_ && !options_.system.empty()) add(v1::ROLE_SYSTEM, options_.system);
   add(v1::ROLE_USER, text);
   return Turn(std::move(request));
 }
@@ -245,7 +266,8 @@ grpc::Status ChatSession::Fork(int64_t version) {
   const std::string& copy = response.conversations(0).id();
   Say(absl::StrCat("Now in the copy ", copy, "; ", conversation_, " stays as it was."), response);
   conversation_ = copy;
-  keep_hint_ = true;
+  empty_ = response.conversations(0).head_version() == 0;
+  used_ = true;  // so that Close tells its id
   return status;
 }
 
@@ -266,6 +288,7 @@ grpc::Status ChatSession::Rewind(int64_t version) {
   const grpc::Status status = connection_->Call(connection_->conversations(),
                                                 &Conversations::Rewind, request, &conversation);
   if (!status.ok()) return status;
+  empty_ = conversation.head_version() == 0;
   Say(absl::StrCat("Back at version ", conversation.head_version(), ", ", conversation.tokens(),
                    " tokens. Later versions stay: /versions shows them."),
       conversation);
@@ -319,7 +342,8 @@ grpc::Status ChatSession::Demo() {
     return FromAbsl(absl::FailedPreconditionError("this model brings no examples"));
   }
   const std::string own = std::exchange(conversation_, "");
-  const bool own_hint = keep_hint_;
+  const bool own_used = used_, own_made = made_here_;
+  const bool own_empty = std::exchange(empty_, true);
   if (!context_->json)
     terminal_->Dim("A dialogue of its own; each line is one call that carries only the new text.");
   grpc::Status status;
@@ -332,15 +356,13 @@ grpc::Status ChatSession::Demo() {
     if (!status.ok() || cancelled()) break;
   }
   if (!conversation_.empty()) {
-    v1::DeleteConversationRequest request;
-    request.set_id(conversation_);
-    v1::DeleteConversationResponse response;
-    const grpc::Status deleted =
-        connection_->Call(connection_->conversations(), &Conversations::Delete, request, &response);
+    const grpc::Status deleted = DeleteConversation();
     if (status.ok()) status = deleted;
   }
   conversation_ = own;
-  keep_hint_ = own_hint;
+  empty_ = own_empty;
+  used_ = own_used;
+  made_here_ = own_made;
   if (status.ok() && !context_->json) terminal_->Dim("End of the demo.");
   return status;
 }
@@ -348,7 +370,7 @@ grpc::Status ChatSession::Demo() {
 grpc::Status ChatSession::New() {
   Close();
   conversation_.clear();
-  keep_hint_ = false;
+  empty_ = true;
   if (!context_->json) terminal_->Line("A new conversation begins with your next message.");
   return grpc::Status::OK;
 }

@@ -27,7 +27,7 @@ class ChatSession {
 
   // Asks the server for the model and the conversation, and says what can be done here.
   grpc::Status Open();
-  // Says how to come back.
+  // Says how to come back; removes a conversation in which nothing was said.
   void Close();
 
   grpc::Status Say(const std::string& text);
@@ -50,6 +50,7 @@ class ChatSession {
   void Greet();
   grpc::Status ShowWhereWeAre();
   grpc::Status EnsureConversation();
+  grpc::Status DeleteConversation();
   grpc::Status GetConversation(v1::View view, v1::Conversation* conversation);
   // Runs one turn and prints the answer. `request` has its input and nothing else.
   grpc::Status Turn(v1::GenerateRequest request);
@@ -64,7 +65,9 @@ class ChatSession {
   const ChatOptions options_;
   v1::Model model_;
   std::string conversation_;  // empty: not made yet
-  bool keep_hint_ = false;    // something was said: Close tells the id
+  bool empty_;                // it stands at version 0: the system message is due
+  bool made_here_ = false;    // by this chat
+  bool used_ = false;         // something was said in it here
   v1::Finished last_;
   int64_t turns_ = 0;
   int64_t tokens_ = 0;

@@ -22,7 +22,7 @@ constexpr char kFooter[] =
 
 std::string DefaultServer() {
   const char* server = std::getenv("SKEIN_SERVER");
-  return server != nullptr && *server != '\0' ? server : "127.0.0.1:50051";
+  return server != nullptr && *server != '\0' ? server : kDefaultServer;
 }
 
 void Build(CLI::App* app, Context* context) {

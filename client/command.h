@@ -13,6 +13,8 @@
 
 namespace skein::client {
 
+inline constexpr char kDefaultServer[] = "127.0.0.1:50051";
+
 struct Context {
   std::string server;
   bool json = false;

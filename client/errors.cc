@@ -3,6 +3,7 @@
 #include <map>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "google/rpc/error_details.pb.h"
@@ -40,6 +41,7 @@ Details DetailsOf(const grpc::Status& status) {
       }
     } else if (any.UnpackTo(&precondition)) {
       for (const auto& violation : precondition.violations()) {
+        if (absl::StrContains(status.error_message(), violation.description())) continue;
         details.fields.push_back(absl::StrCat(violation.subject(), ": ", violation.description()));
       }
     } else if (any.UnpackTo(&retry)) {

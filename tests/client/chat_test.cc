@@ -83,6 +83,19 @@ TEST_F(ChatTest, ASystemMessageIsSaidOnce) {
   EXPECT_EQ(request(0).messages().messages(0).role(), v1::ROLE_SYSTEM);
   EXPECT_EQ(request(0).messages().messages(0).content(), "Be brief.");
   EXPECT_EQ(request(1).messages().messages_size(), 1);
+  Chat("c\n/rewind 0\nd\n/new\ne\n",
+       {"--system", "Be brief."});  // and again where a conversation begins
+  for (const int i : {2, 3, 4}) EXPECT_EQ(request(i).messages().messages_size(), 2) << i;
+}
+
+TEST_F(ChatTest, AFailedFirstTurnLeavesNothingBehind) {
+  server_.generation.refusal = grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+  const Outcome outcome = Chat("a\nb\n", {"--system", "Be brief."}, kTerminal);
+  ASSERT_THAT(server_.generation.requests, SizeIs(2));
+  EXPECT_EQ(request(1).messages().messages_size(), 2);  // the system message is still to be said
+  EXPECT_EQ(request(1).conversation_id(), request(0).conversation_id());
+  EXPECT_THAT(server_.conversations.kept, IsEmpty());
+  EXPECT_THAT(outcome.out, Not(HasSubstr("Continue it")));
 }
 
 TEST_F(ChatTest, CtrlCCancelsTheAnswerAndKeepsTheChat) {

@@ -59,6 +59,9 @@ TEST(ErrorsTest, TellsPreconditions) {
       WithDetail(grpc::StatusCode::FAILED_PRECONDITION, "version mismatch", {&failure});
   EXPECT_EQ(Describe(status, "x"),
             "FAILED_PRECONDITION: version mismatch; conversations/a: the head is 4");
+  const grpc::Status said =
+      WithDetail(grpc::StatusCode::FAILED_PRECONDITION, "the head is 4", {&failure});
+  EXPECT_EQ(Describe(said, "x"), "FAILED_PRECONDITION: the head is 4");
 }
 
 TEST(ErrorsTest, NobodyListening) {
