@@ -284,9 +284,12 @@ class EngineBench {
         for (const double s : DecodeSeconds(1)) seconds[which].push_back(s);
       }
     }
-    const double near = Median(seconds[0]), far = Median(seconds[1]);
-    std::printf("decode step after 100 tokens %.3f ms, after 100,000 (%s) %.3f ms, ratio %.3f\n",
-                near * 1e3, run ? "run" : "simulated", far * 1e3, far / near);
+    // The best of each: the work is always the same, what comes on top is the machine's noise.
+    const double near = *std::min_element(seconds[0].begin(), seconds[0].end());
+    const double far = *std::min_element(seconds[1].begin(), seconds[1].end());
+    std::printf(
+        "best decode step after 100 tokens %.3f ms, after 100,000 (%s) %.3f ms, ratio %.3f\n",
+        near * 1e3, run ? "run" : "simulated", far * 1e3, far / near);
     results_.push_back({{"name", "context 100 and 100000"},
                         {"seconds", {near, far}},
                         {"ratio", far / near},
