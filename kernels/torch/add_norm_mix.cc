@@ -98,6 +98,7 @@ class AddNormMixFunction : public torch::autograd::Function<AddNormMixFunction> 
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    RefuseDoubleBackward("add_norm_mix");
     const at::Tensor none;
     const bool has_delta = ctx->saved_data["has_delta"].toBool();
     if (!grads[1].defined()) {  // nobody used the mixes: x' = x + delta is all there is

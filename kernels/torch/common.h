@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
@@ -113,6 +114,13 @@ auto DispatchReal(const at::Tensor& t, const char* op, const F& f) {
 inline at::Tensor OrUndefined(const OptionalTensor& t) { return t.has_value() ? *t : at::Tensor(); }
 inline OptionalTensor MaybeTensor(const at::Tensor& t) {
   return t.defined() ? OptionalTensor(t) : std::nullopt;
+}
+
+// First line of every backward: gradients of gradients would come out as zeros, so they are
+// refused.
+inline void RefuseDoubleBackward(const char* op) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), "skein::", op,
+              " cannot be differentiated twice (create_graph=True)");
 }
 
 // The operator skein::<name>, with the signature of its C++ function.

@@ -139,6 +139,7 @@ class HeadCrossEntropyFunction : public torch::autograd::Function<HeadCrossEntro
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    RefuseDoubleBackward("head_cross_entropy");
     const variable_list saved = ctx->get_saved_variables();
     variable_list d(8);
     d[0] = at::mul(saved[0], grads[0]);

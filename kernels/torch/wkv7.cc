@@ -125,6 +125,7 @@ class Wkv7Function : public torch::autograd::Function<Wkv7Function> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    RefuseDoubleBackward("wkv7");
     const variable_list s = ctx->get_saved_variables();
     const Inputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["H"].toInt()};
     const Outputs out{at::Tensor(), s[8], s[9], s[10]};
@@ -143,6 +144,10 @@ std::tuple<at::Tensor, at::Tensor> Differentiable(const at::Tensor& r, const at:
                                                   const at::Tensor& a, const at::Tensor& b,
                                                   const OptionalTensor& state,
                                                   const OptionalTensor& reset, int64_t H) {
+  if (!at::GradMode::is_enabled()) {  // nothing has to be kept
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return Cpu(r, w_raw, k, v, a, b, state, reset, H);
+  }
   variable_list out = Wkv7Function::apply(r, w_raw, k, v, a, b, state, reset, H);
   return {out[0], out[1]};
 }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cpu/tiers.h"
 #include "kernels/train/avx2.h"
 #include "kernels/train/plain.h"
 
@@ -45,17 +46,16 @@ constexpr TrainOps<float> kAvx2 = {.tier = "avx2",
 
 const TrainOps<float>& ChooseFloat() {
   const char* forced = std::getenv("SKEIN_CPU");
-  if (forced == nullptr || *forced == '\0') {
-    const TrainOps<float>* best = FindTrainOps("avx2");
-    return best != nullptr ? *best : PlainTrainOps<float>();
+  std::string error;
+  const Tier* chosen = FindTier(forced != nullptr ? forced : "", &error);
+  if (chosen == nullptr) throw std::runtime_error("environment variable SKEIN_CPU: " + error);
+  // A tier that has no training operators of its own uses those of the best tier below it.
+  const TrainOps<float>* best = &PlainTrainOps<float>();
+  for (const Tier& tier : AllTiers()) {
+    if (const TrainOps<float>* ops = FindTrainOps(tier.name)) best = ops;
+    if (&tier == chosen) break;
   }
-  const TrainOps<float>* ops = FindTrainOps(forced);
-  if (ops == nullptr) {
-    throw std::runtime_error(
-        std::string("SKEIN_CPU is '") + forced +
-        "', a tier that the training operators do not have on this machine; use plain or avx2");
-  }
-  return *ops;
+  return *best;
 }
 
 }  // namespace
@@ -69,10 +69,10 @@ template const TrainOps<float>& PlainTrainOps<float>();
 template const TrainOps<double>& PlainTrainOps<double>();
 
 const TrainOps<float>* FindTrainOps(const char* tier) {
+  std::string error;
+  if (*tier == '\0' || FindTier(tier, &error) == nullptr) return nullptr;
   if (std::strcmp(tier, "plain") == 0) return &PlainTrainOps<float>();
-  if (std::strcmp(tier, "avx2") != 0) return nullptr;
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
-  return &kAvx2;
+  return std::strcmp(tier, "avx2") == 0 ? &kAvx2 : nullptr;
 }
 
 template <>

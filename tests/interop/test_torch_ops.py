@@ -263,6 +263,21 @@ def test_squared_norm():
     assert ops.squared_norm(x) == pytest.approx(float(x.double().square().sum()), rel=1e-13)
 
 
+@pytest.mark.parametrize("function,shapes", [
+    (ops.relu_squared, [(3, 4)]),
+    (lambda x, w, m: ops.add_norm_mix(x, None, w, w, m, None, 1e-5)[1], [(1, 2, 4), (4,), (1, 4)]),
+    (lambda x, p: ops.prepare(x, x, x, None, None, p, p, 1)[0], [(1, 2, 4), (4,)]),
+    (lambda x: ops.wkv7(x, x, x, x, x, x, None, None, 1)[0], [(1, 2, 16)]),
+    (lambda x, p, rk: ops.norm_bonus_gate(x, x, x, x, x, rk, p, p, 64e-5), [(1, 2, 4), (4,), (1, 4)]),
+    (lambda x, h: ops.head_cross_entropy(x, h, torch.tensor([0]), None, 0.0, 0.0, 0.0, False)[0], [(1, 4), (3, 4)]),
+])
+def test_second_derivatives_are_refused(function, shapes):
+    random = Random(20)
+    inputs = [random.normal(*shape) for shape in shapes]
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+
+
 SAME_FOR_ALL_THREADS = """
 import sys, torch
 sys.path.insert(0, {here!r})
