@@ -58,6 +58,7 @@ EngineLoop::EngineLoop(const Parts& parts, std::unique_ptr<StatePool> pool, kern
   logprobs_.reserve(rows);
   greedy_.reserve(rows);
   released_.reserve(256);
+  spare_states_.reserve(rows);
 }
 
 void EngineLoop::Run() {
