@@ -31,7 +31,10 @@ class Terminal {
   // Text of a model or a server. On a terminal, control characters (which could move the cursor or
   // retitle the window) are shown as what they are, not obeyed.
   void Text(absl::string_view text);
-  void Line(absl::string_view line) { Text(line), Newline(); }
+  void Line(absl::string_view line) {
+    Text(line);
+    Newline();
+  }
   void Newline();
   void Dim(absl::string_view line);   // a whole line, grey
   void Bold(absl::string_view text);  // no newline
