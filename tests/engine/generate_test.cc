@@ -232,6 +232,23 @@ TEST_F(GenerateTest, LongPromptsReportProgressAndAreCutAnywhere) {
   h_.ExpectExact("c");
 }
 
+TEST(GenerateTokenMemory, ATurnThatDoesNotFitIsAnErrorAndLeavesNothing) {
+  Harness h;
+  h.options.conversations.token_budget_bytes = 4000;
+  h.Start();
+  h.Run(h.Request({1, 2}, "c"));
+  GenerateRequest request = h.Request({3}, "c");
+  request.stopping.max_tokens = 1000;
+  const auto sink = h.Run(request);
+  EXPECT_EQ(sink->error.code(), absl::StatusCode::kResourceExhausted) << sink->error;
+  const ConversationInfo info = *h.engine->conversations().Get("c");
+  EXPECT_EQ(info.head, 1);
+  EXPECT_FALSE(info.busy);
+  EXPECT_EQ(info.last_end, "RESOURCE_EXHAUSTED");
+  h.ExpectExact("c");
+  EXPECT_EQ(h.Run(h.Request({3}, "c"))->finished->version, 2);
+}
+
 TEST(GenerateUnusedIds, AreNeverSampled) {
   Harness h({"", "word", ""});
   h.model.script = [](int64_t) { return 257; };  // the model wants an id that stands for nothing
