@@ -168,6 +168,11 @@ void Daemon::LogReady() const {
                            : absl::StrCat("http://", metrics_address_, "/metrics"));
 }
 
+std::string Daemon::device_name() const {
+  const kernels::DeviceInfo& device = device_->info();
+  return absl::StrCat(device.name, "/", device.tier, ", ", device.threads, " threads");
+}
+
 void Daemon::CheckHealth() {
   absl::MutexLock lock(&health_mu_);
   const bool serving = !draining_.load() && engine_->healthy();

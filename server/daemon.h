@@ -45,6 +45,7 @@ class Daemon {
 
   engine::Engine& engine() { return *engine_; }
   const std::string& address() const { return grpc_->address(); }
+  std::string device_name() const;  // "cpu/avx2, 2 threads"
   // The one line at start: model, device, slots, bytes per conversation, ports.
   void LogReady() const;
 
