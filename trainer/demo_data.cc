@@ -16,6 +16,7 @@ namespace {
 
 constexpr char kConsonants[] = "bdfghklmnprstv";  // 14 x 5 = 70 syllables
 constexpr char kVowels[] = "aeiou";
+constexpr size_t kExchangesShown = 4;
 
 // Loss weights of the three kinds of text.
 constexpr float kUserWeight = 0.02f, kWordsWeight = 0.3f, kValueWeight = 1.0f;
@@ -205,14 +206,22 @@ RecallResult TestRecall(const Rwkv7& model, const engine::Tokenizer& tokenizer, 
   options.stop_tokens = tokenizer.Encode("\n\n");
   const std::vector<Script> answers = Generate(model, scripts, options);
   RecallResult result;
+  std::vector<std::string> right, wrong;
   for (size_t d = 0; d < scripts.size(); ++d) {
     for (size_t t = 0; t < expected[d].size(); ++t) {
       const DemoTurn& turn = expected[d][t];
       if (!turn.asks || !DemoHeldOut(turn.value)) continue;
+      const std::string answer = tokenizer.Decode(answers[d][t]);
+      const bool good = answer == " " + turn.answer;
       ++result.asked;
-      result.right += tokenizer.Decode(answers[d][t]) == " " + turn.answer;
+      result.right += good;
+      (good ? right : wrong)
+          .push_back(absl::StrCat(turn.user, answer, good ? "" : "   (it is " + turn.value + ")"));
     }
   }
+  wrong.insert(wrong.end(), right.begin(), right.end());
+  wrong.resize(std::min<size_t>(wrong.size(), kExchangesShown));
+  result.exchanges = std::move(wrong);
   return result;
 }
 

@@ -67,7 +67,8 @@ class DemoSource final : public BatchSource {
 };
 
 struct RecallResult {
-  int64_t asked = 0, right = 0;  // questions about held-out values
+  int64_t asked = 0, right = 0;        // questions about held-out values
+  std::vector<std::string> exchanges;  // a few questions with their answers, wrong ones first
   double rate() const {
     return asked > 0 ? static_cast<double>(right) / static_cast<double>(asked) : 0;
   }

@@ -197,9 +197,11 @@ void TrainingRun::MaybeValidate(bool last) {
   report.bits_per_byte = evaluation.bits_per_byte;
   report.best = progress_.best_loss == 0 || report.loss < progress_.best_loss;
   if (task_.demo) {
-    report.recall = TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream),
-                               kRecallDialogues, kRecallTurns)
-                        .rate();
+    const RecallResult recall =
+        TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream),
+                   kRecallDialogues, kRecallTurns);
+    report.recall = recall.rate();
+    report.samples = recall.exchanges;
   } else {
     report.samples = Samples();
   }

@@ -1,0 +1,105 @@
+#include "trainer/demo_data.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "trainer/demo_text.h"
+#include "trainer/tensorboard.h"
+
+namespace skein::trainer {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::unique_ptr<engine::Tokenizer> Vocabulary() {
+  auto tokenizer = engine::ParseWorldVocabulary(DemoVocabulary());
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  return *std::move(tokenizer);
+}
+
+TEST(DemoVocabulary, EncodesAnyBytes) {
+  const auto tokenizer = Vocabulary();
+  std::string all;
+  for (int byte = 0; byte < 256; ++byte) all += static_cast<char>(byte);
+  EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(all)), all);
+  EXPECT_LT(tokenizer->vocab_size(), 1024);
+}
+
+// What a client sends in one piece (a replayed history) has the tokens of the same text turn by
+// turn.
+TEST(DemoVocabulary, NoTokenCrossesATurn) {
+  const auto tokenizer = Vocabulary();
+  DemoDialogue dialogue(Random(4), false);
+  std::string whole;
+  std::vector<int32_t> pieces;
+  for (int turn = 0; turn < 50; ++turn) {
+    const DemoTurn t = dialogue.Next();
+    const std::string user = absl::StrCat("User: ", t.user, "\n\nAssistant:");
+    for (const std::string& piece : {user, " " + t.answer, std::string("\n\n")}) {
+      whole += piece;
+      tokenizer->Encode(piece, &pieces);
+    }
+  }
+  EXPECT_EQ(tokenizer->Encode(whole), pieces);
+}
+
+TEST(DemoVocabulary, WordsAreOneToken) {
+  const auto tokenizer = Vocabulary();
+  EXPECT_EQ(tokenizer->Encode("\n\n").size(), 1u);
+  EXPECT_EQ(tokenizer->Encode("User: What is my name?\n\nAssistant:").size(), 7u);
+  EXPECT_EQ(tokenizer->Encode(" Your name is Talor.").size(), 7u);
+}
+
+TEST(DemoDialogue, AnswersAreWhatWasSaidLast) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    DemoDialogue dialogue(Random(seed), seed % 2 == 1);
+    std::string said;
+    for (int turn = 0; turn < 30; ++turn) {
+      const DemoTurn t = dialogue.Next();
+      if (t.asks) {
+        EXPECT_THAT(said, HasSubstr(t.value));
+        EXPECT_THAT(t.answer, HasSubstr(t.value));
+      }
+      said += t.user + "\n";
+    }
+  }
+}
+
+TEST(DemoDialogue, HeldOutValuesNeverOccurInTraining) {
+  int asked = 0, held_out = 0;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    DemoDialogue training(Random(seed), false), test(Random(seed), true);
+    for (int turn = 0; turn < 20; ++turn) {
+      const DemoTurn t = training.Next(), h = test.Next();
+      const bool listed = std::count(Colours().begin(), Colours().end(), t.value) +
+                              std::count(Foods().begin(), Foods().end(), t.value) >
+                          0;
+      if (t.asks && !listed) {
+        EXPECT_FALSE(DemoHeldOut(t.value)) << t.value;
+      }
+      asked += h.asks;
+      held_out += h.asks && DemoHeldOut(h.value);
+    }
+  }
+  EXPECT_GT(held_out, asked / 2);
+}
+
+TEST(DemoSource, BatchesAreAFunctionOfTheSample) {
+  const auto tokenizer = Vocabulary();
+  const DemoSource source(*tokenizer, 64, 1, false);
+  const Batch a = source.Get(100, 4), b = source.Get(102, 2);
+  EXPECT_TRUE(a.tokens.narrow(0, 2, 2).equal(b.tokens));
+  EXPECT_TRUE(a.weights.narrow(0, 128, 128).equal(b.weights));
+  EXPECT_FALSE(a.tokens[0].equal(a.tokens[1]));
+}
+
+TEST(TensorBoard, Crc32cKnownValues) {
+  EXPECT_EQ(Crc32c("123456789", 9), 0xe3069283u);
+  const std::string zeros(32, '\0');
+  EXPECT_EQ(Crc32c(zeros.data(), zeros.size()), 0x8a9136aau);
+}
+
+}  // namespace
+}  // namespace skein::trainer
