@@ -90,10 +90,14 @@ def main():
     first = Terminal(["make", "serve"])
     first.wait_for(READY, 40 * 60)
     check(re.search(r"make serve:", first.output), "it did not say first what it will do", first)
-    # What the demo is for: told in one turn, asked for in another.
-    answer = chat(["My name is Tom.", "What is my name?"])
-    print(answer)
-    check("Tom" in answer, "the demo model did not answer with the name that it was told", first)
+    # What the demo is for: told in one turn, asked for in another. A small model may miss one of them.
+    facts = [(f"My name is {name}.", "What is my name?", name) for name in ("Lomira", "Tavo", "Kedino")]
+    right = 0
+    for told, asked, value in facts:
+        answer = chat([told, asked])
+        print(f"{told} {asked}\n{answer}")
+        right += value in (answer.strip().splitlines() or [""])[-1]
+    check(right >= 2, f"the demo model answered only {right} of {len(facts)} questions", first)
     stop(first)
 
     begin = time.monotonic()
