@@ -106,6 +106,7 @@ int RunSkein(int argc, const char* const* argv, Terminal* terminal) {
   } catch (const CLI::ParseError& error) {
     return ReportParse(app, error, terminal);
   }
+  if (context.json) terminal->BePlain();
   const grpc::Status status = context.run();
   if (!status.ok()) {
     terminal->Error(context.json ? DescribeJson(status, context.server)

@@ -24,7 +24,11 @@ class Terminal {
   // The process's own, with NO_COLOR and TERM=dumb honoured.
   static Terminal Standard();
 
-  bool interactive() const { return options_.input_is_terminal && options_.output_is_terminal; }
+  bool interactive() const {
+    return !plain_ && options_.input_is_terminal && options_.output_is_terminal;
+  }
+  // No prompts and no notes from now on: the output is JSON.
+  void BePlain() { plain_ = true; }
   bool input_is_terminal() const { return options_.input_is_terminal; }
   bool output_is_terminal() const { return options_.output_is_terminal; }
 
@@ -61,6 +65,7 @@ class Terminal {
   const Options options_;
   std::string buffered_;  // input behind the last line
   bool transient_ = false;
+  bool plain_ = false;
 };
 
 }  // namespace skein::client

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_split.h"
 #include "client/errors.h"
 #include "tests/client/fake_server.h"
 
@@ -199,6 +200,10 @@ TEST_F(ChatTest, JsonIsOneMessageALine) {
   EXPECT_THAT(outcome.out, HasSubstr("{\"started\":{\"request_id\":\"skein-"));
   EXPECT_THAT(outcome.out, HasSubstr("\"reason\":\"FINISH_REASON_STOP\""));
   EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 5);
+  const std::string on_terminal = Chat("hi\n", {"--json"}, kTerminal).out;  // no prompts in it
+  for (const absl::string_view line : absl::StrSplit(on_terminal, '\n', absl::SkipEmpty())) {
+    EXPECT_EQ(line.front(), '{') << line;
+  }
 }
 
 }  // namespace
