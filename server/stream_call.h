@@ -18,10 +18,9 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // `call` has started; `max_tokens` bounds the outbox.
   StreamCall(Call call, int64_t max_tokens) : call_(std::move(call)), outbox_(max_tokens) {}
 
-  // gRPC gets the reactor: it stays alive until OnDone.
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* HandOver() { return this; }
+  // Before gRPC gets the reactor: it stays alive until OnDone.
   void Hold() { self_ = this->shared_from_this(); }
-  // Instead of HandOver, after Hold: the request was refused, nothing was pushed.
+  // After Hold: the request was refused, gRPC does not get the reactor, nothing was pushed.
   void Release() { self_.reset(); }
 
  protected:
