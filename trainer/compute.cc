@@ -19,19 +19,14 @@ bool HasAmxBf16() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0;
 }
 
-double BestSeconds(const at::Tensor& x, const at::Tensor& w, bool bf16) {
-  double best = 1e30;
-  for (int i = 0; i < 8; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    if (bf16) {
-      x.to(at::kBFloat16).mm(w.to(at::kBFloat16)).to(at::kFloat);
-    } else {
-      x.mm(w);
-    }
-    best = std::min(
-        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+double Seconds(const at::Tensor& x, const at::Tensor& w, bool bf16) {
+  const auto start = std::chrono::steady_clock::now();
+  if (bf16) {
+    x.to(at::kBFloat16).mm(w.to(at::kBFloat16)).to(at::kFloat);
+  } else {
+    x.mm(w);
   }
-  return best;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 int AvailableProcessors() {
@@ -56,7 +51,11 @@ ComputeChoice ChooseCompute(const std::string& wanted, int64_t rows, int64_t C) 
   }
   c10::AutoGradMode off(false);
   const at::Tensor x = at::ones({std::min<int64_t>(rows, 4096), C}), w = at::ones({C, 4 * C});
-  const double fp32 = BestSeconds(x, w, false), bf16 = BestSeconds(x, w, true);
+  double fp32 = 1e30, bf16 = 1e30;
+  for (int i = 0; i < 30; ++i) {  // by turns, so that a busy machine disturbs both alike
+    fp32 = std::min(fp32, Seconds(x, w, false));
+    bf16 = std::min(bf16, Seconds(x, w, true));
+  }
   if (bf16 < fp32)
     return {true, absl::StrFormat("bf16 (auto: measured %.2f times as fast as fp32)", fp32 / bf16)};
   return {false, absl::StrFormat("fp32 (auto: bf16 measured %.2f times as slow)", bf16 / fp32)};

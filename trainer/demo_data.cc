@@ -28,25 +28,25 @@ const T& OneOf(const std::vector<T>& list, Random* random) {
 
 std::string SyllableName(Random* random) {
   std::string name;
-  for (uint64_t i = 0, n = 2 + random->Below(2); i < n; ++i) {
+  for (int i = 0, n = random->Chance(0.3) ? 3 : 2; i < n; ++i) {
     name += kConsonants[random->Below(14)];
     name += kVowels[random->Below(5)];
   }
-  if (random->Chance(0.5)) name += "nrlsktmd"[random->Below(8)];
+  if (random->Chance(0.3)) name += "nrlsktmd"[random->Below(8)];
   name[0] = absl::ascii_toupper(static_cast<unsigned char>(name[0]));
   return name;
 }
 
 std::string LetterName(Random* random) {
   std::string name;
-  for (uint64_t i = 0, n = 3 + random->Below(5); i < n; ++i)
+  for (uint64_t i = 0, n = 3 + random->Below(4); i < n; ++i)
     name += static_cast<char>('a' + random->Below(26));
   name[0] = absl::ascii_toupper(static_cast<unsigned char>(name[0]));
   return name;
 }
 
 std::string AnyName(Random* random) {
-  return random->Chance(0.3) ? LetterName(random) : SyllableName(random);
+  return random->Chance(0.12) ? LetterName(random) : SyllableName(random);
 }
 
 // Takes away the marks at the end.
@@ -92,9 +92,9 @@ bool DemoHeldOut(const std::string& value) {
 DemoDialogue::DemoDialogue(Random random, bool held_out)
     : random_(random),
       held_out_(held_out),
-      lower_case_(random_.Chance(0.15)),
-      unpunctuated_(random_.Chance(0.2)),
-      facts_wanted_(2 + static_cast<int>(random_.Below(5))) {
+      lower_case_(random_.Chance(0.1)),
+      unpunctuated_(random_.Chance(0.15)),
+      facts_wanted_(2 + static_cast<int>(random_.Below(3))) {
   SKEIN_CHECK(FactKinds().size() == kKinds);
 }
 
@@ -106,7 +106,7 @@ std::string DemoDialogue::NewValue(int kind) {
     if (value == ValueKind::kColour && listed) return OneOf(Colours(), &random_);
     if (value == ValueKind::kFood && listed) return OneOf(Foods(), &random_);
     if (value == ValueKind::kNumber) {
-      for (uint64_t i = 0, n = random_.Chance(0.7) ? 4 : 1 + random_.Below(6); i < n; ++i) {
+      for (uint64_t i = 0, n = random_.Chance(0.9) ? 4 : 1 + random_.Below(4); i < n; ++i) {
         text += static_cast<char>('0' + random_.Below(10));
       }
     } else {
@@ -132,7 +132,7 @@ std::string DemoDialogue::Statement(int kind) {
 DemoTurn DemoDialogue::Tell() {
   const int kind = static_cast<int>(random_.Below(kKinds));
   std::string text = Statement(kind);
-  if (random_.Chance(0.15)) {
+  if (random_.Chance(0.1)) {
     const int other = static_cast<int>((kind + 1 + random_.Below(kKinds - 1)) % kKinds);
     StripMarks(&text);
     std::string second = Statement(other);
@@ -160,13 +160,13 @@ DemoTurn DemoDialogue::Next() {
   for (int kind = 0; kind < kKinds; ++kind) {
     if (!known_[kind].empty()) said.push_back(kind);
   }
-  if (random_.Chance(0.04)) {
+  if (random_.Chance(0.03)) {
     const SmallTalk& talk = OneOf(SmallTalks(), &random_);
     return {AsTyped(talk.user), talk.answer, "", false};
   }
   const bool more = static_cast<int>(said.size()) < facts_wanted_;
-  if (random_.Chance(more ? 0.65 : 0.15)) return Tell();
-  if (said.empty() || random_.Chance(0.15)) return AskUnknown();
+  if (random_.Chance(more ? 0.6 : 0.08)) return Tell();
+  if (said.empty() || random_.Chance(0.12)) return AskUnknown();
   return Ask(OneOf(said, &random_));
 }
 

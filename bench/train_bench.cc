@@ -1,0 +1,127 @@
+// Tokens per second of whole training steps (forward, backward, clipping, AdamW) beside the floor:
+// the products of the step at the fp32 or bf16 matrix ceiling that LibTorch reaches on this machine
+// in this run.
+//
+//   train_bench [--threads N] [--steps N] [--json FILE]
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randint.h>
+#include <c10/core/GradMode.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "trainer/compute.h"
+#include "trainer/evaluate.h"
+#include "trainer/models/rwkv7.h"
+#include "trainer/optimizer.h"
+
+namespace skein::trainer {
+namespace {
+
+struct Shape {
+  const char* name;
+  int64_t L, C, N, V, B, T;
+};
+
+constexpr Shape kShapes[] = {{"demo", 3, 128, 32, 633, 16, 128},
+                             {"tiny-shakespeare", 4, 128, 64, 257, 12, 64},
+                             {"L6-D384", 6, 384, 64, 257, 8, 256}};
+
+double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <typename F>
+double Best(int repeats, F f) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const double start = Seconds();
+    f();
+    best = std::min(best, Seconds() - start);
+  }
+  return best;
+}
+
+double MatrixCeiling(bool bf16) {  // FLOP/s
+  c10::AutoGradMode off(false);
+  const at::Tensor a = at::ones({1024, 1024}, bf16 ? at::kBFloat16 : at::kFloat);
+  return 2.0 * 1024 * 1024 * 1024 / Best(20, [&] { a.mm(a); });
+}
+
+// Of one token, forward and backward: 6 per weight of a product (the embedding is a look-up).
+double FlopsPerToken(const Rwkv7& model) {
+  double weights = 0;
+  for (const Parameter& p : model.parameters().list()) {
+    const bool product = p.shape.size() == 2 && p.names.size() == 1 && p.names[0] != "emb.weight" &&
+                         p.names[0].find("r_k") == std::string::npos && p.shape[0] > 1;
+    if (product) weights += static_cast<double>(p.elements());
+  }
+  return 6 * weights;
+}
+
+Batch RandomBatch(const Shape& s) {
+  Batch batch;
+  batch.tokens = at::randint(1, s.V, {s.B, s.T}, at::kLong);
+  batch.labels = batch.tokens.reshape({-1}).roll(-1);
+  batch.used = s.B * s.T;
+  batch.weight_sum = static_cast<double>(batch.used);
+  return batch;
+}
+
+nlohmann::json RunShape(const Shape& s, bool bf16, int steps) {
+  ModelOptions options;
+  options.layers = s.L;
+  options.width = s.C;
+  options.head_size = s.N;
+  Rwkv7 model(Rwkv7::Sizes(options, s.V), bf16);
+  model.Initialize(1);
+  Optimizer optimizer(&model.parameters(), TrainConfig());
+  const Batch batch = RandomBatch(s);
+  const LossDenominators denominators{batch.weight_sum, batch.weight_sum};
+  const double step = Best(steps, [&] {
+    BatchLoss(model, batch, {}, 1e-4, denominators).first.backward();
+    optimizer.Step(1e-4, optimizer.GradientNorm());
+  });
+  const double measured = static_cast<double>(s.B * s.T) / step;
+  const double floor = MatrixCeiling(bf16) / FlopsPerToken(model);
+  std::printf("%-18s %s  %8.0f tok/s   ceiling of its products %9.0f tok/s   ratio %.2f\n", s.name,
+              bf16 ? "bf16" : "fp32", measured, floor, measured / floor);
+  std::fflush(stdout);
+  return {{"shape", s.name},
+          {"compute", bf16 ? "bf16" : "fp32"},
+          {"tokens_per_second", measured},
+          {"floor_tokens_per_second", floor},
+          {"ratio", measured / floor}};
+}
+
+int Main(int argc, char** argv) {
+  int64_t threads = 0;
+  int steps = 10;
+  std::string json_path;
+  CLI::App app("training steps beside their floor", "train_bench");
+  app.add_option("--threads", threads, "0: all that the process may use");
+  app.add_option("--steps", steps, "of each shape; the best one counts")
+      ->check(CLI::Range(1, 100000));
+  app.add_option("--json", json_path, "also write the figures there");
+  CLI11_PARSE(app, argc, argv);
+  std::printf("%d threads\n", SetUpThreads(threads));
+  nlohmann::json results = nlohmann::json::array();
+  for (const Shape& shape : kShapes) {
+    for (bool bf16 : {false, true}) results.push_back(RunShape(shape, bf16, steps));
+  }
+  if (json_path.empty()) return 0;
+  std::ofstream out(json_path);
+  out << results.dump(2) << "\n";
+  return out.good() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace skein::trainer
+
+int main(int argc, char** argv) { return skein::trainer::Main(argc, argv); }
