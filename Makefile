@@ -5,6 +5,9 @@
         format-check install clean
 
 export SKEIN_DEPS ?= $(HOME)/.cache/skein
+# Another clone of the same files finds its objects in the compiler cache.
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
 BUILD := build
 JOBS ?= $(shell deploy/jobs.sh)
 PREFIX ?= /usr/local

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/utf8.h"
 
 namespace skein::engine {
 
@@ -64,6 +65,6 @@ class Utf8Stream {
   int held_size_ = 0;
 };
 
-bool IsValidUtf8(absl::string_view bytes);
+using base::IsValidUtf8;
 
 }  // namespace skein::engine

@@ -1,5 +1,6 @@
 // Responses: engine -> proto.
 
+#include <cmath>
 #include <utility>
 
 #include "server/convert.h"
@@ -101,7 +102,8 @@ v1::Token Converter::ToProto(const engine::TokenEvent& event, const OutputChoice
   v1::Token out;
   out.set_id(event.token);
   SetBytes(model_.tokenizer->Bytes(event.token), out.mutable_bytes());
-  if (choice.logprobs) out.set_logprob(event.logprob);
+  // A token that was encoded again in place of one cut by a stop string was never scored.
+  if (choice.logprobs && !std::isnan(event.logprob)) out.set_logprob(event.logprob);
   for (const kernels::TokenValue& top : event.top) {
     v1::TopToken* t = out.add_top();
     t->set_id(top.token);

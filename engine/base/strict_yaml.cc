@@ -21,6 +21,7 @@
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 #include "engine/base/units.h"
+#include "engine/base/utf8.h"
 
 namespace skein::base {
 namespace {
@@ -129,24 +130,6 @@ class EntryReader : public YAML::EventHandler {
   bool in_list_ = false;
 };
 
-// The byte length of the UTF-8 character at the front of `text`; 0 when there is none.
-size_t Utf8Length(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  const uint8_t second = byte(1);
-  if (first == 0xE0 && second < 0xA0) return 0;   // overlong
-  if (first == 0xED && second >= 0xA0) return 0;  // surrogate
-  if (first == 0xF0 && second < 0x90) return 0;   // overlong
-  if (first == 0xF4 && second >= 0x90) return 0;  // above U+10FFFF
-  return length;
-}
-
 // yaml-cpp replaces bad UTF-8 in silence and takes byte 4 for the end of the text: both are found
 // before it.
 absl::Status CheckCharacters(absl::string_view text, absl::string_view name) {
@@ -157,8 +140,9 @@ absl::Status CheckCharacters(absl::string_view text, absl::string_view name) {
     if (static_cast<uint8_t>(c) < 0x20 && c != '\n' && c != '\t' && c != '\r') {
       return AtLine(name, line, absl::StrCat("control character ", static_cast<int>(c)));
     }
-    const size_t length = Utf8Length(text.substr(i));
-    if (length == 0) return AtLine(name, line, "not valid UTF-8");
+    const int length =
+        Utf8Length(reinterpret_cast<const uint8_t*>(text.data()) + i, text.size() - i);
+    if (length <= 0) return AtLine(name, line, "not valid UTF-8");
     i += length;
   }
   return absl::OkStatus();

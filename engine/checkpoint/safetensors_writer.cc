@@ -7,9 +7,9 @@
 
 #include "engine/base/check.h"
 #include "engine/base/file.h"
+#include "engine/base/utf8.h"
 #include "engine/checkpoint/bytes.h"
 #include "engine/checkpoint/tensor_source.h"
-#include "engine/checkpoint/utf8.h"
 
 namespace skein::engine {
 namespace {
@@ -43,7 +43,7 @@ absl::Status WriteSafetensorsFrom(const std::string& path, std::vector<TensorSou
                                   const std::map<std::string, std::string>& metadata) {
   SKEIN_RETURN_IF_ERROR(CheckSources(tensors));
   for (const auto& [key, value] : metadata) {
-    if (!IsUtf8(key) || !IsUtf8(value)) {
+    if (!base::IsValidUtf8(key) || !base::IsValidUtf8(value)) {
       return absl::InvalidArgumentError(
           absl::StrCat("the metadata ", Quoted(key), " is not valid UTF-8"));
     }

@@ -3,9 +3,9 @@
 #include <unordered_set>
 
 #include "engine/base/check.h"
+#include "engine/base/utf8.h"
 #include "engine/checkpoint/bytes.h"
 #include "engine/checkpoint/parsed_checkpoint.h"
-#include "engine/checkpoint/utf8.h"
 
 namespace skein::engine {
 
@@ -18,7 +18,7 @@ uint64_t TensorSource::size() const {
 absl::Status CheckSources(const std::vector<TensorSource>& tensors) {
   std::unordered_set<std::string> names;
   for (const TensorSource& tensor : tensors) {
-    if (tensor.name.empty() || tensor.name == "__metadata__" || !IsUtf8(tensor.name)) {
+    if (tensor.name.empty() || tensor.name == "__metadata__" || !base::IsValidUtf8(tensor.name)) {
       return absl::InvalidArgumentError(
           absl::StrCat("a tensor cannot be called ", Quoted(tensor.name)));
     }

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/utf8.h"
 #include "engine/text/utf8.h"
 
 namespace skein::engine {
@@ -63,7 +64,7 @@ class Body {
  private:
   absl::Status Plain() {
     const auto* p = reinterpret_cast<const uint8_t*>(text_.data()) + at_;
-    const int length = Utf8Length(p, text_.size() - at_);
+    const int length = base::Utf8Length(p, text_.size() - at_);
     if (length <= 0)
       return absl::InvalidArgumentError("a str literal with bytes that are not UTF-8");
     if (prefix_.bytes && length > 1) {
