@@ -1,10 +1,12 @@
 // skein-train --config train.yaml [--set key=value]...
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 
@@ -23,6 +25,15 @@ std::atomic<bool> stop_requested{false};
 void OnSignal(int number) {
   stop_requested = true;
   signal(number, SIG_DFL);
+}
+
+// LibTorch's OpenMP threads spin while they wait, which makes training several times slower as soon
+// as anything else wants a core. The runtime reads its settings when it is loaded, so the program
+// starts itself anew with them.
+void StopThreadsFromSpinning(char** argv) {
+  if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return;
+  if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
+  std::fprintf(stderr, "skein-train: warning: cannot set OMP_WAIT_POLICY=passive\n");
 }
 
 struct Arguments {
@@ -86,6 +97,7 @@ absl::Status Run(const Arguments& arguments, const std::string& program, const C
 }
 
 int Main(int argc, char** argv) {
+  StopThreadsFromSpinning(argv);
   Config config;
   base::YamlSchema schema;
   Describe(&config, &schema);
