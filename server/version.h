@@ -1,5 +1,7 @@
 #pragma once
 
 namespace skein::server {
-inline constexpr char kVersion[] = "0.1.0";
-}
+
+extern const char kVersion[];  // the project's version in the top CMakeLists.txt
+
+}  // namespace skein::server
