@@ -56,8 +56,8 @@ at::Tensor ReluSquared(const at::Tensor& x);
 // unless `norm` and `norm_rows` name other denominators (accumulation over micro-batches).
 // compute_bf16 rounds x and head to bf16 for the products. Gradients of x and head are computed in
 // the forward pass and scaled in backward. x [rows, C], head [V, C], labels int64 [rows], weights
-// [rows] optional -> loss [] and sum_i weight_i * cross-entropy_i (not divided by W, without L2Wrap,
-// not differentiable) []
+// [rows] optional -> loss [] and sum_i weight_i * cross-entropy_i (not divided by W, without
+// L2Wrap, not differentiable) []
 std::tuple<at::Tensor, at::Tensor> HeadCrossEntropy(const at::Tensor& x, const at::Tensor& head,
                                                     const at::Tensor& labels,
                                                     const std::optional<at::Tensor>& weights,

@@ -27,10 +27,10 @@ void OnSignal(int number) {
   signal(number, SIG_DFL);
 }
 
-// LibTorch's OpenMP threads spin for milliseconds while they wait, which makes training several times
-// slower as soon as anything else wants a core; not spinning at all costs a third of a small model's
-// speed. The runtime reads its settings when it is loaded, so the program starts itself anew with a
-// bounded spin (about a tenth of a millisecond).
+// LibTorch's OpenMP threads spin for milliseconds while they wait, which makes training several
+// times slower as soon as anything else wants a core; not spinning at all costs a third of a small
+// model's speed. The runtime reads its settings when it is loaded, so the program starts itself
+// anew with a bounded spin (about a tenth of a millisecond).
 void BoundThreadSpinning(char** argv) {
   if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return;
   if (setenv("GOMP_SPINCOUNT", "100000", 1) == 0) execv("/proc/self/exe", argv);
