@@ -91,7 +91,7 @@ def main():
     first.wait_for(READY, 40 * 60)
     check(re.search(r"make serve:", first.output), "it did not say first what it will do", first)
     # What the demo is for: told in one turn, asked for in another. A small model may miss one of them.
-    facts = [(f"My name is {name}.", "What is my name?", name) for name in ("Lomira", "Tavo", "Kedino")]
+    facts = [(f"My name is {name}.", "What is my name?", name) for name in ("Durili", "Megu", "Nalu")]
     right = 0
     for told, asked, value in facts:
         answer = chat([told, asked])

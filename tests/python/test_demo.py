@@ -1,7 +1,12 @@
-"""The recall demo with a smaller budget: trained by skein-train, then asked through skeind, one turn a request."""
+"""The recall demo, told and asked through skeind: one Generate call a turn, each with the new text alone, so an answer
+can only come out of the conversation's state. The values were held out of training (the trainer's test checks that).
 
-import json
+By default a model is trained here with a smaller budget and its own threshold. SKEIN_DEMO_MODEL=models/demo.safetensors
+asks the full one, which must answer 95 % right.
+"""
+
 import os
+import random
 import subprocess
 
 import pytest
@@ -10,15 +15,31 @@ from client import Client, Turn, fresh_id
 from daemon import BUILD, ROOT, Daemon
 
 TRAIN = BUILD / "bin" / "skein-train"
+FULL_MODEL = os.environ.get("SKEIN_DEMO_MODEL")
 STEPS = int(os.environ.get("SKEIN_DEMO_STEPS", 900))
-# The full demo reaches far more; this says that learning, export, template and state work together.
-RECALL_AFTER_900_STEPS = 0.25
+THRESHOLD = 0.95 if FULL_MODEL else 0.20
+CONVERSATIONS = 60
+
+VALUES = (ROOT / "tests" / "trainer" / "held_out_values.txt").read_text().split()
+NAMES = [value for value in VALUES if not value.isdigit()]
+NUMBERS = [value for value in VALUES if value.isdigit()]
+
+# What is said, what is asked later, the answer.
+FACTS = [
+    (NAMES, "My name is {}.", "What is my name?", " Your name is {}."),
+    (NAMES, "I live in {}.", "Where do I live?", " You live in {}."),
+    (NAMES, "My pet is called {}.", "What is my pet called?", " Your pet is called {}."),
+    (NUMBERS, "My number is {}.", "What is my number?", " Your number is {}."),
+    (NAMES, "My friend is called {}.", "What is my friend called?", " Your friend is called {}."),
+]
 
 pytestmark = pytest.mark.skipif(not TRAIN.exists(), reason="built without LibTorch")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def model(tmp_path_factory):
+    if FULL_MODEL:
+        return ROOT / FULL_MODEL
     folder = tmp_path_factory.mktemp("demo")
     keys = {"run.folder": folder / "run", "run.output": folder / "demo.safetensors", "train.steps": STEPS,
             "evaluate.every": 0, "save.every": 0}
@@ -26,33 +47,50 @@ def demo(tmp_path_factory):
     done = subprocess.run([TRAIN, "--config", ROOT / "trainer" / "configs" / "demo.yaml", *arguments],
                           capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    return folder
+    return folder / "demo.safetensors"
 
 
-def test_recalls_held_out_values(demo):
-    lines = [json.loads(line) for line in (demo / "run" / "log.jsonl").read_text().splitlines()]
-    recall = [line["recall"] for line in lines if "recall" in line]
-    assert recall[-1] >= RECALL_AFTER_900_STEPS
+@pytest.fixture(scope="module")
+def say(model, pb, tmp_path_factory):
+    """say(conversation, text) -> the answer of one turn, greedy."""
+    daemon = Daemon(model, tmp_path_factory.mktemp("skeind"))
+    client = Client(pb, daemon.channel)
+    g = pb.gen
+
+    def turn(conversation, text):
+        request = g.GenerateRequest(conversation_id=conversation, create_if_missing=True,
+                                    sampling=g.Sampling(temperature=0), stopping=g.Stopping(max_tokens=24))
+        request.messages.messages.add(role=g.ROLE_USER, content=text)
+        return Turn(client.gen.Generate(request, timeout=60)).text
+
+    yield turn
+    daemon.stop()
 
 
-def test_turn_by_turn_through_the_server(demo, pb):
-    """Each turn carries only the new text; the answers are the demo's own sentences and come from the state."""
-    daemon = Daemon(demo / "demo.safetensors", demo)
-    try:
-        client = Client(pb, daemon.channel)
-        g = pb.gen
+def test_recalls_held_out_values_over_several_turns(say):
+    draw = random.Random(1)
+    asked, wrong = 0, []
+    for _ in range(CONVERSATIONS):
         conversation = fresh_id()
+        told = []
+        for values, statement, question, answer in draw.sample(FACTS, 3):
+            value = draw.choice(values)
+            assert say(conversation, statement.format(value)) == " Noted."
+            told.append((question, answer.format(value)))
+        draw.shuffle(told)
+        for question, expected in told:
+            answer = say(conversation, question)
+            asked += 1
+            if answer != expected:
+                wrong.append(f"{question}{answer}  (expected{expected})")
+    recall = 1 - len(wrong) / asked
+    print(f"recall {recall:.3f} of {asked} held-out values")
+    assert recall >= THRESHOLD, wrong[:10]
 
-        def say(text):
-            request = g.GenerateRequest(conversation_id=conversation, create_if_missing=True,
-                                        sampling=g.Sampling(temperature=0), stopping=g.Stopping(max_tokens=24))
-            request.messages.messages.add(role=g.ROLE_USER, content=text)
-            return Turn(client.gen.Generate(request, timeout=60)).text
 
-        assert say("My favourite colour is green.") == " Noted."
-        assert say("I like to eat soup.") == " Noted."
-        assert say("What is my favourite colour?").startswith(" Your favourite colour is ")
-        assert say("What do I like to eat?").startswith(" You like to eat ")
-        assert client.get(conversation).head_version == 4
-    finally:
-        daemon.stop()
+def test_conversations_do_not_know_one_another(say):
+    here, there = fresh_id(), fresh_id()
+    assert say(here, "My favourite colour is green.") == " Noted."
+    assert say(there, "My favourite colour is blue.") == " Noted."
+    assert "blue" not in say(here, "What is my favourite colour?")
+    assert "green" not in say(there, "What is my favourite colour?")

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "trainer/demo_text.h"
@@ -84,6 +87,18 @@ TEST(DemoDialogue, HeldOutValuesNeverOccurInTraining) {
     }
   }
   EXPECT_GT(held_out, asked / 2);
+}
+
+// tests/python/test_demo.py asks the served model for these.
+TEST(DemoDialogue, ListedValuesAreHeldOut) {
+  std::ifstream file("tests/trainer/held_out_values.txt");
+  std::string value;
+  int count = 0;
+  while (std::getline(file, value)) {
+    EXPECT_TRUE(DemoHeldOut(value)) << value;
+    ++count;
+  }
+  EXPECT_GE(count, 100);
 }
 
 TEST(DemoSource, BatchesAreAFunctionOfTheSample) {
