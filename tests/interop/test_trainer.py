@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import rwkv7_reference as reference
+from test_rwkv_package import engine_logits, package_logits
 
 torch.set_num_threads(1)
 
@@ -127,17 +128,18 @@ def test_pth_opens_with_torch_and_equals_safetensors(run):
         assert torch.equal(pth[name], value), name
 
 
-def test_rwkv_package_gives_the_same_logits(run):
-    os.environ["RWKV_V7_ON"] = "1"
-    os.environ["RWKV_JIT_ON"] = "0"
-    os.environ["RWKV_CUDA_ON"] = "0"
-    from rwkv.model import RWKV
-    theirs = RWKV(model=str(run / "run" / "last"), strategy="cpu fp32")
+def test_rwkv_package_and_engine_agree_on_a_trained_checkpoint(run, tmp_path):
+    """Logits to 1e-4 and 200 greedy tokens: the package, the engine from both files, and the plain reference."""
+    folder = run / "run"
     tokens = [b + 1 for b in (run / "data.txt").read_bytes()[:100]]
-    expected, _ = theirs.forward(tokens, None, full_output=True)
-    ours = reference.Reference(load_file(run / "run" / "last.safetensors")).logits(torch.tensor([tokens]))[0]
-    scale = expected.abs().max()
-    assert float((ours.detach() - expected).abs().max() / scale) < 1e-4
+    expected, greedy = package_logits(folder / "last.pth", tokens, 200)
+    scale = np.abs(expected).max()
+    for name in ("last.pth", "last.safetensors"):
+        served, served_greedy = engine_logits(folder / name, tokens, 200, tmp_path)
+        assert np.abs(served - expected).max() / scale < 1e-4, name
+        assert served_greedy == greedy, name
+    plain = reference.Reference(load_file(folder / "last.safetensors")).logits(torch.tensor([tokens]))[0]
+    assert np.abs(plain.detach().numpy() - expected).max() / scale < 1e-4
 
 
 def test_tensorboard_reads_the_events(run):
