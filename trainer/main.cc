@@ -10,6 +10,8 @@
 #include <exception>
 #include <filesystem>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "engine/base/check.h"
 #include "engine/base/strict_yaml.h"
 #include "trainer/binidx.h"
@@ -79,8 +81,11 @@ absl::Status Train(const Config& config, const std::string& printed, const std::
                          TrainingRun::Create(config, printed));
   signal(SIGINT, OnSignal);
   signal(SIGTERM, OnSignal);
+  const absl::Time begin = absl::Now();
   SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
-  std::printf("\n%s is ready. Serve it with\n  %s\n", run->result().c_str(),
+  const absl::Duration took = absl::Trunc(absl::Now() - begin, absl::Seconds(1));
+  std::printf("\nTrained in %s. %s is ready; serve it with\n  %s\n",
+              absl::FormatDuration(took).c_str(), run->result().c_str(),
               ServeCommand(program, run->result()).c_str());
   return absl::OkStatus();
 }
