@@ -1,6 +1,6 @@
 // Decode and prefill through the whole engine loop (scheduler, step, sampler, output shards) at the
-// shape of the 0.1B model with random weights, beside the floor: bytes that must be read at the
-// bandwidth measured in this run for decode, operations at the measured peak for prefill. And the
+// shape of the 0.1B model with random weights, beside the floor: the longer of the bytes that must
+// move at the bandwidth and the operations at the fp32 peak, both measured in this run. And the
 // time of a decode step after 100 and after 100,000 tokens: a recurrent state does not grow. The
 // hash is of the greedy tokens; it changes when the numbers do.
 //
@@ -222,14 +222,23 @@ class EngineBench {
     return static_cast<double>(model_->weight_bytes()) - embedding;
   }
 
+  double HeadWeights() const { return double(shape_.V) * shape_.C; }
+  double Matrices() const {  // of the blocks
+    return static_cast<double>(model_->config().parameters) - 2 * HeadWeights();
+  }
+  double FloorSeconds(double bytes, double flops) const {
+    return std::max(bytes / bandwidth_, peak_ > 0 ? flops / peak_ : 0);
+  }
+
   void Decode(int rows) {
     std::vector<GenerateRequest> requests;
     for (int row = 0; row < rows; ++row) requests.push_back(Request(row, 4, options_.steps + rows));
     const auto sinks = RunAll(std::move(requests));
     const double seconds = Median(DecodeSeconds(rows));
     const double state = 2.0 * static_cast<double>(model_->config().state_floats()) * sizeof(float);
+    const double flops = 2 * rows * (Matrices() + HeadWeights());
     Line(absl::StrCat("decode B", rows), rows / seconds,
-         rows * bandwidth_ / (WeightBytes() + rows * state), Hash(sinks));
+         rows / FloorSeconds(WeightBytes() + rows * state, flops), Hash(sinks));
   }
 
   void Prefill(int tokens) {
@@ -241,11 +250,9 @@ class EngineBench {
       for (const StepReport& step : times_.Take()) sum += absl::ToDoubleSeconds(step.duration);
       seconds.push_back(sum);
     }
-    const double matrices =
-        static_cast<double>(model_->config().parameters) - 2.0 * shape_.V * shape_.C;
-    const double flops = 2 * matrices * tokens + 2.0 * shape_.V * shape_.C;
+    const double flops = 2 * (Matrices() * tokens + HeadWeights());  // the head on the last only
     Line(absl::StrCat("prefill ", tokens), tokens / Median(seconds),
-         peak_ > 0 ? tokens * peak_ / flops : 0, hash);
+         tokens / FloorSeconds(WeightBytes(), flops), hash);
   }
 
   // A conversation of 100,000 tokens: run, or (a large model) given the state after 100 and called
