@@ -35,7 +35,10 @@ void OnSignal(int number) {
 // anew with a bounded spin (about a tenth of a millisecond).
 void BoundThreadSpinning(char** argv) {
   if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return;
-  if (setenv("GOMP_SPINCOUNT", "100000", 1) == 0) execv("/proc/self/exe", argv);
+  // By its own path, so that the process keeps its name.
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error && setenv("GOMP_SPINCOUNT", "100000", 1) == 0) execv(self.c_str(), argv);
   std::fprintf(stderr, "skein-train: warning: cannot set GOMP_SPINCOUNT\n");
 }
 
