@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -16,15 +17,8 @@ using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
 
-struct Label {
-  const char* name;
-  const char* value;
-};
-
 class Families {
  public:
-  explicit Families(const std::string& model) : model_(model) {}
-
   // Starts a family; Value adds series to it.
   Families& Gauge(const char* name, const char* help) {
     return Start(name, help, MetricType::Gauge);
@@ -32,10 +26,9 @@ class Families {
   Families& Counter(const char* name, const char* help) {
     return Start(name, help, MetricType::Counter);
   }
-  Families& Value(double value, Label label = {nullptr, nullptr}) {
+  Families& Value(double value, std::vector<ClientMetric::Label> labels = {}) {
     ClientMetric metric;
-    if (!model_.empty()) metric.label.push_back({"model", model_});
-    if (label.name != nullptr) metric.label.push_back({label.name, label.value});
+    metric.label = std::move(labels);
     if (families_.back().type == MetricType::Gauge) metric.gauge.value = value;
     if (families_.back().type == MetricType::Counter) metric.counter.value = value;
     families_.back().metric.push_back(std::move(metric));
@@ -52,12 +45,78 @@ class Families {
     families_.push_back(std::move(family));
     return *this;
   }
-  const std::string model_;
   std::vector<MetricFamily> families_;
 };
 
 double Ratio(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+// Of all engines of one model name.
+struct ModelGauges {
+  engine::EngineGauges sum;
+  int64_t state_bytes = 0;  // in device slots
+  bool draining = true;     // all of them
+
+  void Add(const engine::EngineGauges& g, int64_t bytes_of_a_slot) {
+    sum.running += g.running;
+    sum.waiting += g.waiting;
+    sum.slots_used += g.slots_used;
+    sum.slots += g.slots;
+    sum.waiting_tokens += g.waiting_tokens;
+    sum.oldest_waiting = std::max(sum.oldest_waiting, g.oldest_waiting);
+    sum.since_heartbeat = std::max(sum.since_heartbeat, g.since_heartbeat);
+    state_bytes += g.slots_used * bytes_of_a_slot;
+    draining = draining && g.draining;
+  }
+};
+
+using Models = std::map<std::string, ModelGauges>;
+
+// A gauge with one value a model.
+template <typename Get>
+void PerModel(const Models& models, const char* name, const char* help, Families* f, Get get) {
+  f->Gauge(name, help);
+  for (const auto& [model, gauges] : models)
+    f->Value(static_cast<double>(get(gauges)), {{"model", model}});
+}
+
+void AddModels(const Models& models, Families* f) {
+  PerModel(models, "skein_requests_running", "Requests that hold a slot.", f,
+           [](const ModelGauges& m) { return m.sum.running; });
+  PerModel(models, "skein_requests_waiting", "Requests that wait for a slot.", f,
+           [](const ModelGauges& m) { return m.sum.waiting; });
+  PerModel(models, "skein_queue_tokens", "Prompt tokens of the requests that wait.", f,
+           [](const ModelGauges& m) { return m.sum.waiting_tokens; });
+  PerModel(models, "skein_queue_oldest_seconds", "Age of the request that waits longest.", f,
+           [](const ModelGauges& m) { return absl::ToDoubleSeconds(m.sum.oldest_waiting); });
+  PerModel(models, "skein_engine_heartbeat_age_seconds",
+           "Time since the last step while there is work.", f,
+           [](const ModelGauges& m) { return absl::ToDoubleSeconds(m.sum.since_heartbeat); });
+  PerModel(models, "skein_draining", "1 while new requests are refused.", f,
+           [](const ModelGauges& m) { return m.draining ? 1 : 0; });
+  PerModel(models, "skein_slots", "Requests that can be computed at once.", f,
+           [](const ModelGauges& m) { return m.sum.slots; });
+}
+
+void AddStore(const Models& models, const engine::ConversationStoreGauges& store, Families* f) {
+  f->Gauge("skein_state_cache_usage_ratio",
+           "Used share of a tier of states; device slots belong to a model.");
+  for (const auto& [model, m] : models) {
+    f->Value(Ratio(m.sum.slots_used, m.sum.slots), {{"model", model}, {"tier", "device"}});
+  }
+  f->Value(Ratio(store.snapshot_bytes, store.budget_bytes), {{"tier", "host"}});
+  f->Gauge("skein_state_cache_bytes", "Bytes of states in a tier.");
+  for (const auto& [model, m] : models) {
+    f->Value(static_cast<double>(m.state_bytes), {{"model", model}, {"tier", "device"}});
+  }
+  f->Value(static_cast<double>(store.snapshot_bytes), {{"tier", "host"}});
+  f->Gauge("skein_conversation_token_bytes", "Bytes of the kept token ids.")
+      .Value(static_cast<double>(store.token_bytes));
+  f->Gauge("skein_conversations", "Conversations kept.")
+      .Value(static_cast<double>(store.conversations), {{"tier", "host"}});
+  f->Counter("skein_state_evictions_total", "States dropped to stay within the budget.")
+      .Value(static_cast<double>(store.evictions), {{"from", "host"}, {"to", "none"}});
 }
 
 struct ProcessTimes {
@@ -118,42 +177,29 @@ int64_t OpenFiles() {
 
 }  // namespace
 
-void EngineGaugeCollector::Attach(engine::Engine* engine, int64_t state_bytes) {
+void EngineGaugeCollector::Attach(const void* key, Source source) {
   absl::MutexLock lock(&mu_);
-  engine_ = engine;
-  state_bytes_ = state_bytes;
+  sources_[key] = std::move(source);
+}
+
+void EngineGaugeCollector::Detach(const void* key) {
+  absl::MutexLock lock(&mu_);
+  sources_.erase(key);
 }
 
 std::vector<MetricFamily> EngineGaugeCollector::Collect() const {
   absl::MutexLock lock(&mu_);
-  if (engine_ == nullptr) return {};
-  const engine::EngineGauges g = engine_->gauges();
-  Families f(model_);
-  f.Gauge("skein_requests_running", "Requests that hold a slot.").Value(g.running);
-  f.Gauge("skein_requests_waiting", "Requests that wait for a slot.").Value(g.waiting);
-  f.Gauge("skein_queue_tokens", "Prompt tokens of the requests that wait.")
-      .Value(static_cast<double>(g.waiting_tokens));
-  f.Gauge("skein_queue_oldest_seconds", "Age of the request that waits longest.")
-      .Value(absl::ToDoubleSeconds(g.oldest_waiting));
-  f.Gauge("skein_engine_heartbeat_age_seconds", "Time since the last step while there is work.")
-      .Value(absl::ToDoubleSeconds(g.since_heartbeat));
-  f.Gauge("skein_draining", "1 while new requests are refused.").Value(g.draining ? 1 : 0);
-  f.Gauge("skein_state_cache_usage_ratio", "Used share of a tier of states.")
-      .Value(Ratio(g.slots_used, g.slots), {"tier", "device"})
-      .Value(Ratio(g.store.snapshot_bytes, g.store.budget_bytes), {"tier", "host"});
-  f.Gauge("skein_state_cache_bytes", "Bytes of states in a tier.")
-      .Value(static_cast<double>(g.slots_used * state_bytes_), {"tier", "device"})
-      .Value(static_cast<double>(g.store.snapshot_bytes), {"tier", "host"});
-  f.Gauge("skein_conversation_token_bytes", "Bytes of the kept token ids.")
-      .Value(static_cast<double>(g.store.token_bytes));
-  f.Gauge("skein_conversations", "Conversations kept.")
-      .Value(static_cast<double>(g.store.conversations), {"tier", "host"});
-  f.Counter("skein_state_cache_hits_total", "Turns that found their state.")
-      .Value(static_cast<double>(g.store.hits), {"tier", "host"});
-  f.Counter("skein_state_cache_misses_total", "Turns whose state was rebuilt from tokens.")
-      .Value(static_cast<double>(g.store.misses), {"reason", "evicted"});
-  f.Counter("skein_state_evictions_total", "States dropped to stay within the budget.")
-      .Value(static_cast<double>(g.store.evictions), {"from", "host"});
+  if (sources_.empty()) return {};
+  Models models;
+  engine::ConversationStoreGauges store;
+  for (const auto& [key, source] : sources_) {
+    const engine::EngineGauges gauges = source.engine->gauges();
+    models[source.model].Add(gauges, source.state_bytes);
+    store = gauges.store;
+  }
+  Families f;
+  AddModels(models, &f);
+  AddStore(models, store, &f);
   return f.Take();
 }
 
@@ -162,7 +208,7 @@ std::vector<MetricFamily> ProcessMetricsCollector::Collect() const {
   if (!ReadProcess(&p)) return {};
   rlimit files{};
   getrlimit(RLIMIT_NOFILE, &files);
-  Families f("");
+  Families f;
   f.Counter("process_cpu_seconds_total", "User and system CPU time.").Value(p.cpu_seconds);
   f.Gauge("process_start_time_seconds", "Start time since the epoch.").Value(p.start_seconds);
   f.Gauge("process_resident_memory_bytes", "Resident memory.")

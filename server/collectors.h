@@ -1,6 +1,7 @@
 #pragma once
 // Metrics that are read when somebody scrapes: the engine's gauges and the process. Thread-safe.
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -11,18 +12,23 @@
 
 namespace skein::server {
 
+// The engines that run. Those of one model name (a new instance beside one that drains) are told as
+// one: counts are added up, ages are the oldest.
 class EngineGaugeCollector : public prometheus::Collectable {
  public:
-  explicit EngineGaugeCollector(std::string model) : model_(std::move(model)) {}
-  // nullptr: nothing is reported until the next Attach.
-  void Attach(engine::Engine* engine, int64_t state_bytes);
+  struct Source {
+    engine::Engine* engine = nullptr;
+    std::string model;
+    int64_t state_bytes = 0;  // of one device slot
+  };
+  // `key` tells sources apart. After Detach the engine is no longer touched.
+  void Attach(const void* key, Source source);
+  void Detach(const void* key);
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
-  const std::string model_;
   mutable absl::Mutex mu_;
-  engine::Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;
-  int64_t state_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<const void*, Source> sources_ ABSL_GUARDED_BY(mu_);
 };
 
 class ProcessMetricsCollector : public prometheus::Collectable {

@@ -1,22 +1,21 @@
 #pragma once
-// Prometheus metrics. Our series have the prefix skein_ and a `model` label; grpc_* and process_*
-// are bare. No label ever holds an id of a conversation, request or user. The engine thread
-// publishes once a step. Thread-safe.
+// Prometheus metrics of the daemon. Our series have the prefix skein_; grpc_* and process_* are
+// bare. What belongs to a model has the label `model` (ModelMetrics). No label ever holds an id of
+// a conversation, request or user. Thread-safe.
 
 #include <atomic>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "engine/engine.h"
-#include "prometheus/counter.h"
-#include "prometheus/family.h"
-#include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "server/collectors.h"
 #include "server/config.h"
+#include "server/metric_families.h"
+#include "server/model_metrics.h"
 
 namespace prometheus {
 class Exposer;
@@ -24,46 +23,43 @@ class Exposer;
 
 namespace skein::server {
 
-struct ModelLabels {
-  std::string name, description, fingerprint, weights, tokenizer;
-};
-
-class Metrics final : public engine::EngineObserver {
+class Metrics {
  public:
-  Metrics(const MetricsConfig& config, const ModelLabels& model, const std::string& config_sha256);
-  ~Metrics() override;
+  Metrics(const MetricsConfig& config, const std::string& config_sha256);
+  ~Metrics();
 
-  // Gauges are read from `engine` at each scrape, until Detach. `state_bytes`: of one device slot.
-  void Attach(engine::Engine* engine, int64_t state_bytes);
-  void Detach();
+  // The series of one instance of a model; lives as long as its engine.
+  std::unique_ptr<ModelMetrics> AddModel(const ModelLabels& labels);
   // Listens on "address:port"; returns where ("address:port" with the real port).
   absl::StatusOr<std::string> Expose(const std::string& address);
-
-  // Engine thread and output shards.
-  void OnStep(const engine::StepReport& report) override;
-  void OnRequestDone(const engine::RequestReport& report) override;
+  // Text format of a scrape.
+  std::string Scrape() const;
 
   // gRPC threads. The names are those of the API, never text from a client.
   void CallStarted(const char* service, const char* method);
   void CallHandled(const char* service, const char* method, const char* code, absl::Duration time);
-  void Rejected(const std::string& reason);
+  // `model`: as served; empty when the request was refused before one was chosen.
+  void Rejected(const std::string& reason, const std::string& model = "");
   // Started and not handled yet.
   int64_t live_calls() const { return live_calls_.load(); }
+  // A call refused for its credentials. `reason`: one of a fixed set.
+  void AuthFailed(const std::string& reason);
 
-  // Text format of a scrape, for tests.
-  std::string Scrape() const;
+  // A reload of the configuration; `config_sha256` counts when it succeeded.
+  void ConfigReloaded(bool successful, const std::string& config_sha256);
+  // Of the certificate that is served now.
+  void SetCertificateExpiry(absl::Time expiry);
 
  private:
-  struct Series;
-
-  const std::string model_;
-  const std::vector<double> buckets_;
   const std::shared_ptr<prometheus::Registry> registry_;
-  const std::unique_ptr<Series> series_;
+  const std::unique_ptr<MetricFamilies> families_;
   const std::shared_ptr<EngineGaugeCollector> engine_collector_;
   const std::shared_ptr<ProcessMetricsCollector> process_collector_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   std::atomic<int64_t> live_calls_{0};
+
+  absl::Mutex mu_;
+  prometheus::Gauge* config_info_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
 }  // namespace skein::server

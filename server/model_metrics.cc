@@ -1,0 +1,120 @@
+#include "server/model_metrics.h"
+
+namespace skein::server {
+namespace {
+
+using prometheus::Counter;
+using prometheus::Histogram;
+using prometheus::Labels;
+
+}  // namespace
+
+// The series with fixed labels, made once: the hot path only observes.
+struct ModelMetrics::Series {
+  Series(MetricFamilies& f, const std::string& model) {
+    const Labels labels = {{"model", model}};
+    const auto with = [&](const char* key, const char* value) {
+      return Labels{{"model", model}, {key, value}};
+    };
+    const auto latency = [&](MetricFamilies::Histograms& family) {
+      return &family.Add(labels, f.latency_buckets);
+    };
+    prompt_tokens = &f.prompt_tokens.Add(labels);
+    generation_tokens = &f.generation_tokens.Add(labels);
+    cached_tokens = &f.cached_tokens.Add(with("source", "conversation"));
+    hits = &f.state_hits.Add(with("tier", "host"));
+    misses = &f.state_misses.Add(with("reason", "evicted"));
+    ttft = latency(f.ttft);
+    itl = latency(f.itl);
+    tpot = latency(f.tpot);
+    e2e = latency(f.e2e);
+    queue = latency(f.queue);
+    prefill = latency(f.prefill);
+    decode = latency(f.decode);
+    gap = latency(f.step_gap);
+    batch = &f.step_batch.Add(labels, f.count_buckets);
+    tokens = &f.step_tokens.Add(labels, f.count_buckets);
+    step_decode = &f.step_seconds.Add(with("phase", "decode"), f.latency_buckets);
+    step_prefill = &f.step_seconds.Add(with("phase", "prefill"), f.latency_buckets);
+    step_mixed = &f.step_seconds.Add(with("phase", "mixed"), f.latency_buckets);
+    to_device = &f.transfer.Add(with("direction", "to_device"), f.latency_buckets);
+  }
+
+  Counter *prompt_tokens, *generation_tokens, *cached_tokens, *hits, *misses;
+  Histogram *ttft, *itl, *tpot, *e2e, *queue, *prefill, *decode, *gap, *batch, *tokens;
+  Histogram *step_decode, *step_prefill, *step_mixed, *to_device;
+};
+
+ModelMetrics::ModelMetrics(MetricFamilies* families, EngineGaugeCollector* gauges,
+                           const ModelLabels& labels)
+    : model_(labels.name),
+      families_(families),
+      gauges_(gauges),
+      info_(&families->model_info.Add({{"model", labels.name},
+                                       {"description", labels.description},
+                                       {"fingerprint", labels.fingerprint},
+                                       {"weights", labels.weights},
+                                       {"tokenizer", labels.tokenizer}})),
+      series_(std::make_unique<Series>(*families, labels.name)) {
+  info_->Increment();
+}
+
+ModelMetrics::~ModelMetrics() {
+  Detach();
+  // The same file may have been loaded again under the same name: then the series is still used.
+  info_->Decrement();
+  if (info_->Value() <= 0) families_->model_info.Remove(info_);
+}
+
+void ModelMetrics::Attach(engine::Engine* engine, int64_t state_bytes) {
+  gauges_->Attach(this, {engine, model_, state_bytes});
+}
+
+void ModelMetrics::Detach() { gauges_->Detach(this); }
+
+void ModelMetrics::OnStep(const engine::StepReport& r) {
+  Series& s = *series_;
+  Histogram* step = r.prefill_rows == 0  ? s.step_decode
+                    : r.decode_rows == 0 ? s.step_prefill
+                                         : s.step_mixed;
+  step->Observe(absl::ToDoubleSeconds(r.duration));
+  s.batch->Observe(r.decode_rows + r.prefill_rows);
+  s.tokens->Observe(r.tokens);
+  s.gap->Observe(absl::ToDoubleSeconds(r.gap));
+  if (r.generated_tokens > 0) s.generation_tokens->Increment(r.generated_tokens);
+}
+
+void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
+  Series& s = *series_;
+  families_->requests
+      .Add({{"model", model_},
+            {"finish_reason", r.finish_reason},
+            {"code", r.code},
+            {"kind", r.score ? "score" : "generate"}})
+      .Increment();
+  s.prompt_tokens->Increment(static_cast<double>(r.usage.prompt_tokens));
+  s.cached_tokens->Increment(static_cast<double>(r.usage.reused_tokens));
+  if (!r.restored_from.empty()) {
+    families_->state_restores.Add({{"model", model_}, {"from", r.restored_from}}).Increment();
+  }
+  if (r.restored_from == "host") s.hits->Increment();
+  if (r.restored_from == "tokens") s.misses->Increment();
+  if (r.timings.restore > absl::ZeroDuration()) {
+    s.to_device->Observe(absl::ToDoubleSeconds(r.timings.restore));
+  }
+  s.e2e->Observe(absl::ToDoubleSeconds(r.total));
+  s.queue->Observe(absl::ToDoubleSeconds(r.timings.queue));
+  if (r.timings.prefill > absl::ZeroDuration()) {
+    s.prefill->Observe(absl::ToDoubleSeconds(r.timings.prefill));
+  }
+  if (r.score || r.usage.completion_tokens == 0) return;
+  s.ttft->Observe(absl::ToDoubleSeconds(r.timings.time_to_first_token));
+  s.decode->Observe(absl::ToDoubleSeconds(r.timings.decode));
+  for (absl::Duration d : r.inter_token) s.itl->Observe(absl::ToDoubleSeconds(d));
+  if (r.usage.completion_tokens > 1) {
+    s.tpot->Observe(absl::ToDoubleSeconds(r.timings.decode) /
+                    static_cast<double>(r.usage.completion_tokens - 1));
+  }
+}
+
+}  // namespace skein::server
