@@ -122,7 +122,8 @@ class EngineBench {
     engine.max_step_tokens = kStepTokens;
     engine.max_prefill_chunk = 256;
     engine.target_inter_token = absl::Seconds(100);  // prefill in whole chunks
-    auto made = Engine::Create(*model_, *device_, tokenizer_, kFingerprint, engine, &times_);
+    auto made =
+        Engine::Create(*model_, *device_, tokenizer_, kFingerprint, engine, store_, &times_);
     SKEIN_CHECK(made.ok());
     engine_ = std::move(*made);
   }
@@ -266,13 +267,14 @@ class EngineBench {
       RunAll({std::move(request)});
       return;
     }
-    ConversationStore& store = engine_->conversations();
-    auto snapshot = std::make_shared<StateSnapshot>(*store.Peek("short", std::nullopt)->snapshot);
+    auto snapshot = std::make_shared<StateSnapshot>(
+        *store_.Peek({.key = {"", "short"}, .model_fingerprint = kFingerprint})->snapshot);
     snapshot->consumed = kLong - 1;
-    const auto lease = store.Acquire("long", true, std::nullopt, std::nullopt);
+    const auto lease = store_.Acquire(
+        {.key = {"", "long"}, .model_fingerprint = kFingerprint, .create_if_missing = true});
     SKEIN_CHECK(lease.ok());
     SKEIN_CHECK(
-        store.Commit(*lease, Request(1, kLong, 0).input, {}, snapshot, "length", "made").ok());
+        store_.Commit(*lease, Request(1, kLong, 0).input, {}, snapshot, "length", "made").ok());
   }
 
   void Context(bool run) {
@@ -311,6 +313,7 @@ class EngineBench {
   std::unique_ptr<Model> model_;
   std::unique_ptr<kernels::Stream> stream_;
   StepTimes times_;
+  ConversationStore store_{ConversationStoreOptions{}};
   std::unique_ptr<Engine> engine_;
   double bandwidth_ = 0, peak_ = 0;
   int next_ = 0;

@@ -40,8 +40,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
   SKEIN_RETURN_IF_ERROR(at_least_one("max_prefill_chunk", options.max_prefill_chunk));
   SKEIN_RETURN_IF_ERROR(at_least_one("max_queued", options.max_queued));
   SKEIN_RETURN_IF_ERROR(at_least_one("max_queued_tokens", options.max_queued_tokens));
-  SKEIN_RETURN_IF_ERROR(at_least_one("output_shards", options.output_shards));
-  return at_least_one("conversations.history", options.conversations.history);
+  return at_least_one("output_shards", options.output_shards);
 }
 
 uint64_t DrawSeed() {
@@ -68,18 +67,17 @@ std::vector<uint32_t> ValidTokens(const Tokenizer& tokenizer, int32_t V, int64_t
 class Engine::Impl {
  public:
   Impl(Model& model, kernels::Device& device, const Tokenizer& tokenizer, uint64_t fingerprint,
-       const EngineOptions& options, EngineObserver* observer, ChatTemplate chat)
+       const EngineOptions& options, ConversationStore& store, EngineObserver* observer,
+       ChatTemplate chat)
       : model_(model),
         device_(device),
         tokenizer_(tokenizer),
         fingerprint_(fingerprint),
         options_(options),
         observer_(observer),
+        chat_(std::move(chat)),
         valid_mask_(ValidTokens(tokenizer, model.config().V, &valid_tokens_)),
-        store_(options.conversations, fingerprint,
-               [&tokenizer, chat = std::move(chat)](const std::vector<int32_t>& last) {
-                 return chat.CursorAfter(tokenizer.Decode(last));
-               }),
+        store_(store),
         queue_(options.max_queued, options.max_queued_tokens),
         shards_(tokenizer, options.output_shards, options.slots) {}
 
@@ -108,11 +106,12 @@ class Engine::Impl {
   const uint64_t fingerprint_;
   const EngineOptions options_;
   EngineObserver* const observer_;
+  const ChatTemplate chat_;
   int64_t valid_tokens_ = 0;
   const std::vector<uint32_t> valid_mask_;
 
   // Own synchronisation.
-  ConversationStore store_;
+  ConversationStore& store_;
   RequestQueue queue_;
   OutputShards shards_;
   std::unique_ptr<EngineLoop> loop_;
@@ -122,6 +121,7 @@ class Engine::Impl {
   absl::Status Check(const GenerateRequest& request) const;
   absl::Status Check(const ScoreRequest& request) const;
   absl::Status Reserve(const std::string& request_id, absl::Time deadline, Sequence* sequence);
+  void TakeLease(Lease lease, Sequence* sequence) const;
 };
 
 absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
@@ -172,6 +172,11 @@ absl::Status Engine::Impl::Reserve(const std::string& request_id, absl::Time dea
   return absl::OkStatus();
 }
 
+void Engine::Impl::TakeLease(Lease lease, Sequence* sequence) const {
+  sequence->cursor = chat_.CursorAfter(tokenizer_.Decode(lease.last_tokens));
+  sequence->lease = std::move(lease);
+}
+
 absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
   SKEIN_RETURN_IF_ERROR(Check(request));
   auto sequence = std::make_unique<Sequence>();
@@ -180,8 +185,12 @@ absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<Respo
   if (!request.conversation_id.empty()) {
     const bool needs_one = request.input.empty() && request.stopping.max_tokens > 0;
     absl::StatusOr<Lease> lease =
-        store_.Acquire(request.conversation_id, request.create_if_missing, request.base_version,
-                       request.expected_version, needs_one ? Pending::kAtLeastOne : Pending::kAny);
+        store_.Acquire({.key = {request.tenant, request.conversation_id},
+                        .model_fingerprint = fingerprint_,
+                        .create_if_missing = request.create_if_missing,
+                        .base_version = request.base_version,
+                        .expected_version = request.expected_version,
+                        .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
     absl::Status status = lease.status();
     if (lease.ok() && needs_one && lease->pending.empty()) {
       store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
@@ -191,7 +200,7 @@ absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<Respo
       queue_.Abandon(request.request_id, sequence->queued_tokens);
       return status;
     }
-    sequence->lease = std::move(*lease);
+    TakeLease(*std::move(lease), sequence.get());
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
                           DrawSeed(), observer_ != nullptr);
@@ -208,8 +217,11 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
   if (!request.conversation_id.empty()) {
     const bool needs_one = request.prompt.empty();
-    absl::StatusOr<Lease> lease = store_.Peek(request.conversation_id, request.base_version,
-                                              needs_one ? Pending::kAtLeastOne : Pending::kAny);
+    absl::StatusOr<Lease> lease =
+        store_.Peek({.key = {request.tenant, request.conversation_id},
+                     .model_fingerprint = fingerprint_,
+                     .base_version = request.base_version,
+                     .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
     absl::Status status = lease.status();
     if (lease.ok() && needs_one && lease->pending.empty())
       status = absl::InvalidArgumentError(kNothingToGoOnFrom);
@@ -217,7 +229,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
       queue_.Abandon(request.request_id, sequence->queued_tokens);
       return status;
     }
-    sequence->lease = std::move(*lease);
+    TakeLease(*std::move(lease), sequence.get());
   }
   sequence->StartScore(std::move(request));
   sequence->stream = shards_.NewStream(std::move(sink));
@@ -240,17 +252,15 @@ EngineGauges Engine::Impl::gauges() const {
   return gauges;
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, kernels::Device& device,
-                                                       const Tokenizer& tokenizer,
-                                                       uint64_t model_fingerprint,
-                                                       const EngineOptions& options,
-                                                       EngineObserver* observer) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
+    Model& model, kernels::Device& device, const Tokenizer& tokenizer, uint64_t model_fingerprint,
+    const EngineOptions& options, ConversationStore& conversations, EngineObserver* observer) {
   SKEIN_RETURN_IF_ERROR(CheckOptions(options));
   // Separators only ever come with chat messages, so a model without a template never looks at the
   // cursor.
   SKEIN_ASSIGN_OR_RETURN(ChatTemplate chat, ChatTemplate::Create("rwkv", {}));
-  auto impl = std::make_unique<Impl>(model, device, tokenizer, model_fingerprint, options, observer,
-                                     std::move(chat));
+  auto impl = std::make_unique<Impl>(model, device, tokenizer, model_fingerprint, options,
+                                     conversations, observer, std::move(chat));
   if (impl->valid_tokens_ == 0)
     return absl::InvalidArgumentError("the tokenizer knows none of the model's tokens");
   SKEIN_RETURN_IF_ERROR(impl->Start());

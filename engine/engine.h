@@ -1,6 +1,7 @@
 #pragma once
-// The engine: one model, its device slots, the scheduler, the conversations, and the one thread
-// that steps them. All public functions are thread-safe. See README, "Life of a Generate request".
+// The engine: one model, its device slots, the scheduler, and the one thread that steps them. The
+// conversations are the caller's: engines share them. All public functions are thread-safe. See
+// README, "Life of a Generate request".
 
 #include <cstdint>
 #include <functional>
@@ -30,7 +31,6 @@ struct EngineOptions {
   int32_t output_shards = 1;                                   // threads that run sinks
   absl::Duration slow_reader_limit = absl::Seconds(30);        // paused longer: RESOURCE_EXHAUSTED
   absl::Duration stall_limit = absl::Seconds(10);  // healthy() turns false when a step takes longer
-  ConversationStoreOptions conversations;
 };
 
 // What the engine thread publishes after each step, for metrics. Called on the engine thread: be
@@ -65,19 +65,17 @@ struct EngineGauges {
   absl::Duration oldest_waiting;
   absl::Duration since_heartbeat;  // zero while idle
   bool draining = false;
-  ConversationStoreGauges store;
+  ConversationStoreGauges store;  // shared by all engines
 };
 
 class Engine {
  public:
-  // `model`, `device` and `tokenizer` outlive the engine. `observer` may be null. Starts the engine
-  // thread. The model must have been loaded for at least options.slots rows and rows of logits, and
-  // options.max_step_tokens tokens.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, kernels::Device& device,
-                                                        const Tokenizer& tokenizer,
-                                                        uint64_t model_fingerprint,
-                                                        const EngineOptions& options,
-                                                        EngineObserver* observer);
+  // `model`, `device`, `tokenizer` and `conversations` outlive the engine. `observer` may be null.
+  // Starts the engine thread. The model must have been loaded for at least options.slots rows and
+  // rows of logits, and options.max_step_tokens tokens.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(
+      Model& model, kernels::Device& device, const Tokenizer& tokenizer, uint64_t model_fingerprint,
+      const EngineOptions& options, ConversationStore& conversations, EngineObserver* observer);
   // Ends what still runs with UNAVAILABLE, joins all threads.
   ~Engine();
 

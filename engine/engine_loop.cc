@@ -237,7 +237,7 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
     StartedEvent started;
     if (sequence->lease.has_value()) {
       const Lease& lease = *sequence->lease;
-      started.conversation_id = lease.conversation_id;
+      started.conversation_id = lease.key.id;
       started.version = lease.base_version;
       started.created = lease.created;
     }

@@ -42,7 +42,8 @@ enum class CommitMode { kOnSuccess, kKeepPartial, kNever };
 enum class FinishReason { kStop, kLength, kTime, kCancelled, kDrained };
 
 struct GenerateRequest {
-  std::string request_id;       // never empty: the server makes one when the client did not
+  std::string request_id;  // never empty: the server makes one when the client did not
+  std::string tenant;      // whose conversations it sees; empty: the one without authentication
   std::string conversation_id;  // empty: stateless
   bool create_if_missing = false;
   std::optional<int64_t> base_version;      // continue from this kept version instead of the head
@@ -61,6 +62,7 @@ struct GenerateRequest {
 
 struct ScoreRequest {
   std::string request_id;
+  std::string tenant;
   std::string conversation_id;  // empty: from nothing; never changed by scoring
   std::optional<int64_t> base_version;
   std::vector<int32_t> prompt;

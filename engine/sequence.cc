@@ -57,8 +57,7 @@ const char* RestoredFrom(const Sequence& sequence) {
 
 void Sequence::StartFromLease(const std::vector<int32_t>& separator,
                               const std::vector<int32_t>& input, size_t reserve) {
-  const bool open_turn =
-      lease.has_value() && lease->cursor == TemplateCursor::kOpenTurn && !input.empty();
+  const bool open_turn = cursor == TemplateCursor::kOpenTurn && !input.empty();
   if (lease.has_value()) {
     base_consumed = lease->snapshot != nullptr ? lease->snapshot->consumed : 0;
     tokens = std::move(lease->pending);

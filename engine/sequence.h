@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/chat_template.h"
 #include "engine/hold_back.h"
 #include "engine/output_shards.h"
 #include "engine/request.h"
@@ -46,6 +47,7 @@ struct Sequence {
   std::shared_ptr<RequestControl> control;
   std::shared_ptr<OutputStream> stream;
   std::optional<Lease> lease;  // none: stateless. A score's lease reserves nothing
+  TemplateCursor cursor = TemplateCursor::kStart;  // after the conversation at the lease's base
   bool score = false;
   CommitMode commit = CommitMode::kNever;
   StoppingOptions stopping;

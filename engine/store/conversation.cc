@@ -17,10 +17,14 @@ std::vector<int32_t> Conversation::Tokens(int64_t version, int64_t from) const {
   return tokens;
 }
 
-SnapshotCache::CellRef Conversation::NearestState(int64_t version, int64_t limit) const {
+SnapshotCache::CellRef Conversation::NearestState(int64_t version, int64_t limit,
+                                                  uint64_t model) const {
   while (version != 0) {
     const Version& v = versions.at(version);
-    if (v.has_state() && v.cell->snapshot->consumed <= limit) return v.cell;
+    if (v.has_state() && v.cell->snapshot->consumed <= limit &&
+        v.cell->snapshot->model_fingerprint == model) {
+      return v.cell;
+    }
     version = v.parent;
   }
   return nullptr;

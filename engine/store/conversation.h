@@ -50,9 +50,9 @@ struct Conversation {
   int64_t TokensAt(int64_t version) const { return version == 0 ? 0 : versions.at(version).tokens; }
   // The conversation's tokens [from, end) at a version, from <= end.
   std::vector<int32_t> Tokens(int64_t version, int64_t from) const;
-  // The cell of the nearest version, at or before this one, with a snapshot that has consumed at
-  // most `limit` tokens; null when there is none.
-  SnapshotCache::CellRef NearestState(int64_t version, int64_t limit) const;
+  // The cell of the nearest version, at or before this one, with a snapshot of this model that has
+  // consumed at most `limit` tokens; null when there is none.
+  SnapshotCache::CellRef NearestState(int64_t version, int64_t limit, uint64_t model) const;
 };
 
 }  // namespace skein::engine

@@ -13,7 +13,7 @@ namespace {
 using base::MakeStatus;
 using Garbage = SnapshotCache::Garbage;
 
-constexpr int64_t kCursorTokens = 16;  // enough to see the separator at the end of a conversation
+constexpr int64_t kLastTokens = 16;  // enough to see a template's separator at the end
 
 }  // namespace
 
@@ -34,8 +34,8 @@ absl::Status ConversationStore::Impl::RoomFor(int64_t conversations, int64_t byt
   return absl::OkStatus();
 }
 
-ConversationStore::Impl::Entry& ConversationStore::Impl::Insert(std::string id) {
-  Entry& entry = *conversations_.try_emplace(std::move(id)).first;
+ConversationStore::Impl::Entry& ConversationStore::Impl::Insert(ConversationKey key) {
+  Entry& entry = *conversations_.try_emplace(std::move(key)).first;
   entry.second.created = entry.second.used = absl::Now();
   token_bytes_ += kConversationBytes;
   return entry;
@@ -48,15 +48,18 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Base(const Entry& entry,
   return base;
 }
 
-Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base, Pending pending) {
+Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
+                                         const LeaseRequest& request) {
   const Conversation& conversation = entry.second;
   Lease lease;
-  lease.conversation_id = entry.first;
+  lease.key = entry.first;
+  lease.model_fingerprint = request.model_fingerprint;
   lease.base_version = base;
   lease.tokens = conversation.TokensAt(base);
   if (base == 0) return lease;
-  const int64_t limit = pending == Pending::kAtLeastOne ? lease.tokens - 1 : lease.tokens;
-  const SnapshotCache::CellRef cell = conversation.NearestState(base, limit);
+  const int64_t limit = request.pending == Pending::kAtLeastOne ? lease.tokens - 1 : lease.tokens;
+  const SnapshotCache::CellRef cell =
+      conversation.NearestState(base, limit, request.model_fingerprint);
   if (cell != nullptr) {
     cache_.Touch(cell);
     lease.snapshot = cell->snapshot;
@@ -64,49 +67,45 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base, Pendi
   lease.rebuilt = cell == nullptr || cell != conversation.versions.at(base).cell;
   ++(lease.rebuilt ? misses_ : hits_);
   lease.pending = conversation.Tokens(base, cell == nullptr ? 0 : cell->snapshot->consumed);
-  if (lease.tokens > 0) {
-    const int64_t from = std::max<int64_t>(0, lease.tokens - kCursorTokens);
-    lease.cursor = cursor_after_(conversation.Tokens(base, from));
-  }
+  lease.last_tokens = conversation.Tokens(base, std::max<int64_t>(0, lease.tokens - kLastTokens));
   return lease;
 }
 
-absl::StatusOr<Lease> ConversationStore::Impl::Acquire(absl::string_view id, bool create,
-                                                       std::optional<int64_t> base,
-                                                       std::optional<int64_t> expected,
-                                                       Pending pending) {
+absl::StatusOr<Lease> ConversationStore::Impl::Acquire(const LeaseRequest& request) {
+  const ConversationKey& key = request.key;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
+  const Map::iterator it = conversations_.find(key);
   const bool exists = it != conversations_.end();
-  if (!exists && !create) return NoSuchConversation(id);
-  if (exists && it->second.busy) return Busy(id);
+  if (!exists && !request.create_if_missing) return NoSuchConversation(key);
+  if (exists && it->second.busy) return Busy(key);
   const int64_t head = exists ? it->second.head : 0;
-  if (expected.has_value() && *expected != head) {
-    return MakeStatus(
-        absl::StatusCode::kFailedPrecondition, "VERSION_MISMATCH",
-        absl::StrCat("the head of conversation '", id, "' is version ", head, ", not ", *expected));
+  if (request.expected_version.value_or(head) != head) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "VERSION_MISMATCH",
+                      absl::StrCat("the head of conversation '", key.id, "' is version ", head,
+                                   ", not ", *request.expected_version));
   }
-  if (!exists && base.value_or(0) != 0) return NoSuchVersion(id, *base);
+  if (!exists && request.base_version.value_or(0) != 0) {
+    return NoSuchVersion(key, *request.base_version);
+  }
   SKEIN_RETURN_IF_ERROR(RoomFor(exists ? 0 : 1, kVersionBytes + (exists ? 0 : kConversationBytes)));
-  Entry& entry = exists ? *it : Insert(std::string(id));
-  const absl::StatusOr<int64_t> from = Base(entry, base);
+  Entry& entry = exists ? *it : Insert(key);
+  const absl::StatusOr<int64_t> from = Base(entry, request.base_version);
   if (!from.ok()) return from.status();
   entry.second.busy = true;
   entry.second.used = absl::Now();
-  Lease lease = MakeLease(entry, *from, pending);
+  Lease lease = MakeLease(entry, *from, request);
   lease.created = !exists;
   return lease;
 }
 
-absl::StatusOr<Lease> ConversationStore::Impl::Peek(absl::string_view id,
-                                                    std::optional<int64_t> base, Pending pending) {
+absl::StatusOr<Lease> ConversationStore::Impl::Peek(const LeaseRequest& request) {
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  const absl::StatusOr<int64_t> from = Base(*it, base);
+  const Map::iterator it = conversations_.find(request.key);
+  if (it == conversations_.end()) return NoSuchConversation(request.key);
+  const absl::StatusOr<int64_t> from = Base(*it, request.base_version);
   if (!from.ok()) return from.status();
   it->second.used = absl::Now();
-  return MakeLease(*it, *from, pending);
+  return MakeLease(*it, *from, request);
 }
 
 // ---- ending a reservation
@@ -122,7 +121,7 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   turn->finish_reason = std::string(finish_reason);
   turn->time = absl::Now();
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(lease.conversation_id);
+  const Map::iterator it = conversations_.find(lease.key);
   SKEIN_CHECK(it != conversations_.end() && it->second.busy);
   Conversation& conversation = it->second;
   SKEIN_RETURN_IF_ERROR(RoomFor(0, kVersionBytes + turn->bytes()));
@@ -134,7 +133,7 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   version.turn = std::move(turn);
   if (snapshot != nullptr) {
     SKEIN_CHECK(snapshot->consumed <= version.tokens &&
-                snapshot->model_fingerprint == model_fingerprint_);
+                snapshot->model_fingerprint == lease.model_fingerprint);
     version.cell = cache_.Add(std::move(snapshot), &garbage);
   }
   const int64_t id = conversation.next_version++;
@@ -162,7 +161,7 @@ void ConversationStore::Impl::Release(const Lease& lease, absl::string_view requ
                                       absl::string_view end) {
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(lease.conversation_id);
+  const Map::iterator it = conversations_.find(lease.key);
   SKEIN_CHECK(it != conversations_.end() && it->second.busy);
   it->second.busy = false;
   it->second.last_request_id = std::string(request_id);
@@ -183,22 +182,15 @@ void ConversationStore::Impl::Remove(Map::iterator it, Garbage* garbage) {
 
 // ---- the public face
 
-ConversationStore::ConversationStore(
-    ConversationStoreOptions options, uint64_t model_fingerprint,
-    std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after)
-    : impl_(std::make_unique<Impl>(options, model_fingerprint, std::move(cursor_after))) {}
+ConversationStore::ConversationStore(const ConversationStoreOptions& options)
+    : impl_(std::make_unique<Impl>(options)) {}
 ConversationStore::~ConversationStore() = default;
 
-absl::StatusOr<Lease> ConversationStore::Acquire(absl::string_view id, bool create_if_missing,
-                                                 std::optional<int64_t> base_version,
-                                                 std::optional<int64_t> expected_version,
-                                                 Pending pending) {
-  return impl_->Acquire(id, create_if_missing, base_version, expected_version, pending);
+absl::StatusOr<Lease> ConversationStore::Acquire(const LeaseRequest& request) {
+  return impl_->Acquire(request);
 }
-absl::StatusOr<Lease> ConversationStore::Peek(absl::string_view id,
-                                              std::optional<int64_t> base_version,
-                                              Pending pending) const {
-  return impl_->Peek(id, base_version, pending);
+absl::StatusOr<Lease> ConversationStore::Peek(const LeaseRequest& request) const {
+  return impl_->Peek(request);
 }
 absl::StatusOr<int64_t> ConversationStore::Commit(const Lease& lease, std::vector<int32_t> input,
                                                   std::vector<int32_t> output,
@@ -212,28 +204,31 @@ void ConversationStore::Release(const Lease& lease, absl::string_view request_id
                                 absl::string_view end) {
   impl_->Release(lease, request_id, end);
 }
-absl::StatusOr<ConversationInfo> ConversationStore::Create(absl::string_view id) {
-  return impl_->Create(id);
+absl::StatusOr<ConversationInfo> ConversationStore::Create(const ConversationKey& key) {
+  return impl_->Create(key);
 }
-absl::StatusOr<ConversationInfo> ConversationStore::Get(absl::string_view id) const {
-  return impl_->Get(id);
+absl::StatusOr<ConversationInfo> ConversationStore::Get(const ConversationKey& key) const {
+  return impl_->Get(key);
 }
-absl::StatusOr<std::vector<VersionInfo>> ConversationStore::History(absl::string_view id) const {
-  return impl_->History(id);
+absl::StatusOr<std::vector<VersionInfo>> ConversationStore::History(
+    const ConversationKey& key) const {
+  return impl_->History(key);
 }
-std::vector<ConversationInfo> ConversationStore::List(absl::string_view prefix,
+std::vector<ConversationInfo> ConversationStore::List(absl::string_view tenant,
+                                                      absl::string_view prefix,
                                                       absl::string_view after,
                                                       int32_t limit) const {
-  return impl_->List(prefix, after, limit);
+  return impl_->List(tenant, prefix, after, limit);
 }
-absl::Status ConversationStore::Delete(absl::string_view id) { return impl_->Delete(id); }
+absl::Status ConversationStore::Delete(const ConversationKey& key) { return impl_->Delete(key); }
 absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Fork(
-    absl::string_view id, std::optional<int64_t> version, int32_t n,
+    const ConversationKey& key, std::optional<int64_t> version, int32_t n,
     const std::vector<std::string>& ids) {
-  return impl_->Fork(id, version, n, ids);
+  return impl_->Fork(key, version, n, ids);
 }
-absl::StatusOr<ConversationInfo> ConversationStore::Rewind(absl::string_view id, int64_t version) {
-  return impl_->Rewind(id, version);
+absl::StatusOr<ConversationInfo> ConversationStore::Rewind(const ConversationKey& key,
+                                                           int64_t version) {
+  return impl_->Rewind(key, version);
 }
 ConversationStoreGauges ConversationStore::gauges() const { return impl_->gauges(); }
 

@@ -3,8 +3,8 @@
 // snapshots in host memory under a byte budget. Thread-safe. Tiers behind it (disk, shared) join
 // through StateTier.
 
+#include <compare>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,9 +14,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "engine/chat_template.h"
 
 namespace skein::engine {
+
+// Ids of different tenants never meet; without authentication there is one tenant, "".
+struct ConversationKey {
+  std::string tenant, id;
+  auto operator<=>(const ConversationKey&) const = default;
+};
 
 // A state that has consumed exactly the first `consumed` tokens of a conversation; immutable.
 // Shared (shared_ptr) by the versions that hold it and the running requests that start from it.
@@ -33,11 +38,11 @@ class StateTier {
  public:
   virtual ~StateTier() = default;
   virtual absl::string_view name() const = 0;
-  virtual absl::Status Put(absl::string_view conversation_id, int64_t version,
+  virtual absl::Status Put(const ConversationKey& key, int64_t version,
                            const StateSnapshot& snapshot) = 0;
-  virtual absl::StatusOr<std::shared_ptr<const StateSnapshot>> Get(
-      absl::string_view conversation_id, int64_t version) = 0;
-  virtual absl::Status Erase(absl::string_view conversation_id) = 0;
+  virtual absl::StatusOr<std::shared_ptr<const StateSnapshot>> Get(const ConversationKey& key,
+                                                                   int64_t version) = 0;
+  virtual absl::Status Erase(const ConversationKey& key) = 0;
 };
 
 // One committed turn. `input` and `output` are the token ids as the model saw them; the
@@ -81,10 +86,11 @@ struct ConversationStoreGauges {
 
 // What a request that holds a conversation starts from.
 struct Lease {
-  std::string conversation_id;
-  int64_t base_version = 0;  // 0: empty
-  bool created = false;      // by this lease; aborting it removes the conversation again
-  TemplateCursor cursor = TemplateCursor::kStart;
+  ConversationKey key;
+  uint64_t model_fingerprint = 0;    // of the weights that go on; the snapshot is theirs
+  int64_t base_version = 0;          // 0: empty
+  bool created = false;              // by this lease; aborting it removes the conversation again
+  std::vector<int32_t> last_tokens;  // the end of the conversation at base, for the chat template
   std::shared_ptr<const StateSnapshot>
       snapshot;                  // nearest kept one at or before base; null: from zero
   std::vector<int32_t> pending;  // tokens of the conversation from snapshot->consumed on
@@ -97,23 +103,26 @@ struct Lease {
 // older snapshot is taken.
 enum class Pending { kAny, kAtLeastOne };
 
+struct LeaseRequest {
+  ConversationKey key;
+  uint64_t model_fingerprint = 0;  // only snapshots of these weights serve it
+  bool create_if_missing = false;
+  std::optional<int64_t> base_version = {};      // unset: the head
+  std::optional<int64_t> expected_version = {};  // fail unless the head is this one
+  Pending pending = Pending::kAny;
+};
+
+// Shared by all engines of the daemon and outlives them: a conversation survives its model.
 class ConversationStore {
  public:
-  // `cursor_after` tells the template cursor after a conversation ending with these tokens.
-  ConversationStore(
-      ConversationStoreOptions options, uint64_t model_fingerprint,
-      std::function<TemplateCursor(const std::vector<int32_t>& last_tokens)> cursor_after);
+  explicit ConversationStore(const ConversationStoreOptions& options);
   ~ConversationStore();
 
   // Reserves a conversation for one writer. NOT_FOUND, ABORTED (busy), FAILED_PRECONDITION
   // (expected_version is not the head), NOT_FOUND (base_version), RESOURCE_EXHAUSTED.
-  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create_if_missing,
-                                std::optional<int64_t> base_version,
-                                std::optional<int64_t> expected_version,
-                                Pending pending = Pending::kAny);
-  // Reads without reserving, for Score.
-  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base_version,
-                             Pending pending = Pending::kAny) const;
+  absl::StatusOr<Lease> Acquire(const LeaseRequest& request);
+  // Reads without reserving, for Score: neither creates nor looks at expected_version.
+  absl::StatusOr<Lease> Peek(const LeaseRequest& request) const;
   // Adds a version whose parent is the lease's base, makes it the head, frees the reservation.
   // Returns its id. On an error (RESOURCE_EXHAUSTED: token budget) nothing has changed and the
   // lease must still be released. `snapshot` may be null: the version's state is then rebuilt from
@@ -127,21 +136,21 @@ class ConversationStore {
   void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
 
   absl::StatusOr<ConversationInfo> Create(
-      absl::string_view id);  // empty id: one is made. ALREADY_EXISTS
-  absl::StatusOr<ConversationInfo> Get(absl::string_view id) const;
+      const ConversationKey& key);  // empty id: one is made. ALREADY_EXISTS
+  absl::StatusOr<ConversationInfo> Get(const ConversationKey& key) const;
   absl::StatusOr<std::vector<VersionInfo>> History(
-      absl::string_view id) const;  // by id, all branches
-  // In order of id, after `after`; at most `limit`.
-  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after,
-                                     int32_t limit) const;
-  absl::Status Delete(absl::string_view id);  // ABORTED when busy
-  // Copies a conversation at a version (head when unset) into new ones; snapshots are shared, not
-  // copied. `ids` empty or of size n. All or nothing.
-  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id,
+      const ConversationKey& key) const;  // by id, all branches
+  // One tenant's, in order of id, after `after`; at most `limit`.
+  std::vector<ConversationInfo> List(absl::string_view tenant, absl::string_view prefix,
+                                     absl::string_view after, int32_t limit) const;
+  absl::Status Delete(const ConversationKey& key);  // ABORTED when busy
+  // Copies a conversation at a version (head when unset) into new ones of the same tenant;
+  // snapshots are shared, not copied. `ids` empty or of size n. All or nothing.
+  absl::StatusOr<std::vector<ConversationInfo>> Fork(const ConversationKey& key,
                                                      std::optional<int64_t> version, int32_t n,
                                                      const std::vector<std::string>& ids);
   // Makes a kept version the head again; 0 is the empty conversation. Other versions stay.
-  absl::StatusOr<ConversationInfo> Rewind(absl::string_view id, int64_t version);
+  absl::StatusOr<ConversationInfo> Rewind(const ConversationKey& key, int64_t version);
 
   ConversationStoreGauges gauges() const;
 

@@ -3,7 +3,6 @@
 // managing in manage_conversations.cc.
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,67 +24,60 @@ namespace skein::engine {
 inline constexpr int64_t kVersionBytes = 128;
 inline constexpr int64_t kConversationBytes = 512;
 
-inline absl::Status NoSuchConversation(absl::string_view id) {
+// Messages show the id alone: the client knows its tenant.
+inline absl::Status NoSuchConversation(const ConversationKey& key) {
   return base::MakeStatus(absl::StatusCode::kNotFound, "CONVERSATION_NOT_FOUND",
-                          absl::StrCat("no conversation '", id, "'"));
+                          absl::StrCat("no conversation '", key.id, "'"));
 }
 
-inline absl::Status NoSuchVersion(absl::string_view id, int64_t version) {
+inline absl::Status NoSuchVersion(const ConversationKey& key, int64_t version) {
   return base::MakeStatus(absl::StatusCode::kNotFound, "VERSION_NOT_FOUND",
-                          absl::StrCat("conversation '", id, "' has no version ", version));
+                          absl::StrCat("conversation '", key.id, "' has no version ", version));
 }
 
-inline absl::Status Busy(absl::string_view id) {
+inline absl::Status Busy(const ConversationKey& key) {
   return base::MakeStatus(absl::StatusCode::kAborted, "CONVERSATION_BUSY",
-                          absl::StrCat("conversation '", id, "' is in use by another request"));
+                          absl::StrCat("conversation '", key.id, "' is in use by another request"));
 }
 
 class ConversationStore::Impl {
  public:
-  Impl(ConversationStoreOptions options, uint64_t model_fingerprint,
-       std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after)
-      : options_(options),
-        model_fingerprint_(model_fingerprint),
-        cursor_after_(std::move(cursor_after)),
-        cache_(options.budget_bytes) {}
+  explicit Impl(const ConversationStoreOptions& options)
+      : options_(options), cache_(options.budget_bytes) {}
 
-  absl::StatusOr<Lease> Acquire(absl::string_view id, bool create, std::optional<int64_t> base,
-                                std::optional<int64_t> expected, Pending pending);
-  absl::StatusOr<Lease> Peek(absl::string_view id, std::optional<int64_t> base, Pending pending);
+  absl::StatusOr<Lease> Acquire(const LeaseRequest& request);
+  absl::StatusOr<Lease> Peek(const LeaseRequest& request);
   absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
                                  std::vector<int32_t> output,
                                  std::shared_ptr<const StateSnapshot> snapshot,
                                  absl::string_view finish_reason, absl::string_view request_id);
   void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
-  absl::StatusOr<ConversationInfo> Create(absl::string_view id);
-  absl::StatusOr<ConversationInfo> Get(absl::string_view id) const;
-  absl::StatusOr<std::vector<VersionInfo>> History(absl::string_view id) const;
-  std::vector<ConversationInfo> List(absl::string_view prefix, absl::string_view after,
-                                     int32_t limit) const;
-  absl::Status Delete(absl::string_view id);
-  absl::StatusOr<std::vector<ConversationInfo>> Fork(absl::string_view id,
+  absl::StatusOr<ConversationInfo> Create(const ConversationKey& key);
+  absl::StatusOr<ConversationInfo> Get(const ConversationKey& key) const;
+  absl::StatusOr<std::vector<VersionInfo>> History(const ConversationKey& key) const;
+  std::vector<ConversationInfo> List(absl::string_view tenant, absl::string_view prefix,
+                                     absl::string_view after, int32_t limit) const;
+  absl::Status Delete(const ConversationKey& key);
+  absl::StatusOr<std::vector<ConversationInfo>> Fork(const ConversationKey& key,
                                                      std::optional<int64_t> version, int32_t n,
                                                      const std::vector<std::string>& ids);
-  absl::StatusOr<ConversationInfo> Rewind(absl::string_view id, int64_t version);
+  absl::StatusOr<ConversationInfo> Rewind(const ConversationKey& key, int64_t version);
   ConversationStoreGauges gauges() const;
 
  private:
-  using Map = std::map<std::string, Conversation, std::less<>>;
+  using Map = std::map<ConversationKey, Conversation>;
   using Entry = Map::value_type;
 
-  Map::iterator Find(absl::string_view id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return conversations_.find(std::string(id));
-  }
   absl::Status RoomFor(int64_t conversations, int64_t bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Entry& Insert(std::string id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Entry& Insert(ConversationKey key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Remove(Map::iterator it, SnapshotCache::Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<int64_t> Base(const Entry& entry, std::optional<int64_t> version) const;
-  Lease MakeLease(const Entry& entry, int64_t base, Pending pending)
+  Lease MakeLease(const Entry& entry, int64_t base, const LeaseRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void KeepNewestStates(Conversation* conversation, SnapshotCache::Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::StatusOr<std::vector<std::string>> ForkIds(int32_t n,
+  absl::StatusOr<std::vector<std::string>> ForkIds(absl::string_view tenant, int32_t n,
                                                    const std::vector<std::string>& ids) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CopyUpTo(const Conversation& from, int64_t version, Conversation* to)
@@ -94,8 +86,6 @@ class ConversationStore::Impl {
 
   // Constant after construction.
   const ConversationStoreOptions options_;
-  const uint64_t model_fingerprint_;
-  const std::function<TemplateCursor(const std::vector<int32_t>&)> cursor_after_;
 
   mutable std::mutex mu_;
   Map conversations_ ABSL_GUARDED_BY(mu_);

@@ -22,12 +22,17 @@ std::string RandomId() {
   return absl::StrFormat("%016x%016x", word(), word());
 }
 
+absl::Status Exists(absl::string_view id) {
+  return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
+                    absl::StrCat("conversation '", id, "' exists already"));
+}
+
 }  // namespace
 
 ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
   const Conversation& conversation = entry.second;
   ConversationInfo info;
-  info.id = entry.first;
+  info.id = entry.first.id;
   info.head = conversation.head;
   info.tokens = conversation.TokensAt(conversation.head);
   for (const auto& [id, version] : conversation.versions) {
@@ -41,28 +46,25 @@ ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
   return info;
 }
 
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(absl::string_view id) {
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(const ConversationKey& key) {
   std::lock_guard<std::mutex> lock(mu_);
-  if (!id.empty() && Find(id) != conversations_.end()) {
-    return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
-                      absl::StrCat("conversation '", id, "' exists already"));
-  }
+  if (conversations_.contains(key)) return Exists(key.id);
   SKEIN_RETURN_IF_ERROR(RoomFor(1, kConversationBytes));
-  return Describe(Insert(id.empty() ? RandomId() : std::string(id)));
+  return Describe(Insert({key.tenant, key.id.empty() ? RandomId() : key.id}));
 }
 
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(absl::string_view id) const {
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(const ConversationKey& key) const {
   std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(std::string(id));
-  if (it == conversations_.end()) return NoSuchConversation(id);
+  const auto it = conversations_.find(key);
+  if (it == conversations_.end()) return NoSuchConversation(key);
   return Describe(*it);
 }
 
 absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
-    absl::string_view id) const {
+    const ConversationKey& key) const {
   std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(std::string(id));
-  if (it == conversations_.end()) return NoSuchConversation(id);
+  const auto it = conversations_.find(key);
+  if (it == conversations_.end()) return NoSuchConversation(key);
   std::vector<VersionInfo> history;
   history.reserve(it->second.versions.size());
   for (const auto& [number, version] : it->second.versions) {
@@ -73,32 +75,35 @@ absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
   return history;
 }
 
-std::vector<ConversationInfo> ConversationStore::Impl::List(absl::string_view prefix,
+std::vector<ConversationInfo> ConversationStore::Impl::List(absl::string_view tenant,
+                                                            absl::string_view prefix,
                                                             absl::string_view after,
                                                             int32_t limit) const {
   std::lock_guard<std::mutex> lock(mu_);
   std::vector<ConversationInfo> found;
-  auto it = conversations_.lower_bound(std::string(prefix));
-  if (!after.empty() && after >= prefix) it = conversations_.upper_bound(std::string(after));
+  auto it = conversations_.lower_bound({std::string(tenant), std::string(prefix)});
+  if (!after.empty() && after >= prefix) {
+    it = conversations_.upper_bound({std::string(tenant), std::string(after)});
+  }
   for (; it != conversations_.end() && static_cast<int32_t>(found.size()) < limit; ++it) {
-    if (!absl::StartsWith(it->first, prefix)) break;
+    if (it->first.tenant != tenant || !absl::StartsWith(it->first.id, prefix)) break;
     found.push_back(Describe(*it));
   }
   return found;
 }
 
-absl::Status ConversationStore::Impl::Delete(absl::string_view id) {
+absl::Status ConversationStore::Impl::Delete(const ConversationKey& key) {
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  if (it->second.busy) return Busy(id);
+  const Map::iterator it = conversations_.find(key);
+  if (it == conversations_.end()) return NoSuchConversation(key);
+  if (it->second.busy) return Busy(key);
   Remove(it, &garbage);
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<std::string>> ConversationStore::Impl::ForkIds(
-    int32_t n, const std::vector<std::string>& ids) const {
+    absl::string_view tenant, int32_t n, const std::vector<std::string>& ids) const {
   if (n < 1)
     return absl::InvalidArgumentError(absl::StrCat("a fork makes at least 1 copy, not ", n));
   if (!ids.empty() && static_cast<int64_t>(ids.size()) != n) {
@@ -107,10 +112,9 @@ absl::StatusOr<std::vector<std::string>> ConversationStore::Impl::ForkIds(
   std::vector<std::string> names;
   for (int32_t i = 0; i < n; ++i) {
     std::string name = ids.empty() || ids[i].empty() ? RandomId() : ids[i];
-    if (conversations_.contains(name) ||
+    if (conversations_.contains({std::string(tenant), name}) ||
         std::find(names.begin(), names.end(), name) != names.end()) {
-      return MakeStatus(absl::StatusCode::kAlreadyExists, "CONVERSATION_EXISTS",
-                        absl::StrCat("conversation '", name, "' exists already"));
+      return Exists(name);
     }
     names.push_back(std::move(name));
   }
@@ -132,33 +136,33 @@ void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version
 }
 
 absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
-    absl::string_view id, std::optional<int64_t> version, int32_t n,
+    const ConversationKey& key, std::optional<int64_t> version, int32_t n,
     const std::vector<std::string>& ids) {
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
+  const Map::iterator it = conversations_.find(key);
+  if (it == conversations_.end()) return NoSuchConversation(key);
   const absl::StatusOr<int64_t> base = Base(*it, version);
   if (!base.ok()) return base.status();
-  absl::StatusOr<std::vector<std::string>> names = ForkIds(n, ids);
+  absl::StatusOr<std::vector<std::string>> names = ForkIds(key.tenant, n, ids);
   if (!names.ok()) return names.status();
   const int64_t each =
       kConversationBytes + kVersionBytes * static_cast<int64_t>(it->second.versions.size());
   SKEIN_RETURN_IF_ERROR(RoomFor(n, n * each));
   std::vector<ConversationInfo> copies;
   for (std::string& name : *names) {
-    Entry& copy = Insert(std::move(name));
+    Entry& copy = Insert({key.tenant, std::move(name)});
     CopyUpTo(it->second, *base, &copy.second);
     copies.push_back(Describe(copy));
   }
   return copies;
 }
 
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(absl::string_view id,
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(const ConversationKey& key,
                                                                  int64_t version) {
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = Find(id);
-  if (it == conversations_.end()) return NoSuchConversation(id);
-  if (it->second.busy) return Busy(id);
+  const Map::iterator it = conversations_.find(key);
+  if (it == conversations_.end()) return NoSuchConversation(key);
+  if (it->second.busy) return Busy(key);
   const absl::StatusOr<int64_t> base = Base(*it, version);
   if (!base.ok()) return base.status();
   it->second.head = *base;

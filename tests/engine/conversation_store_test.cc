@@ -13,7 +13,7 @@ using ::testing::IsEmpty;
 constexpr uint64_t kModel = 3;
 constexpr int64_t kFloats = 100;  // 464 bytes a snapshot
 
-TemplateCursor NoCursor(const std::vector<int32_t>&) { return TemplateCursor::kOpenTurn; }
+ConversationKey Key(std::string id) { return {"", std::move(id)}; }
 
 std::shared_ptr<const StateSnapshot> State(int64_t consumed) {
   auto snapshot = std::make_shared<StateSnapshot>();
@@ -25,13 +25,27 @@ std::shared_ptr<const StateSnapshot> State(int64_t consumed) {
 
 struct StoreTest : ::testing::Test {
   void Make(ConversationStoreOptions options = {}) {
-    store = std::make_unique<ConversationStore>(options, kModel, NoCursor);
+    store = std::make_unique<ConversationStore>(options);
+  }
+  absl::StatusOr<Lease> Acquire(const std::string& id, bool create,
+                                std::optional<int64_t> base = {},
+                                std::optional<int64_t> expected = {}) {
+    return store->Acquire({.key = Key(id),
+                           .model_fingerprint = kModel,
+                           .create_if_missing = create,
+                           .base_version = base,
+                           .expected_version = expected});
+  }
+  absl::StatusOr<Lease> Peek(const std::string& id, std::optional<int64_t> base = {},
+                             Pending pending = Pending::kAny) {
+    return store->Peek(
+        {.key = Key(id), .model_fingerprint = kModel, .base_version = base, .pending = pending});
   }
   // A turn on top of the head (or `base`): one input token, `outputs` output tokens, the last one
   // not consumed.
   int64_t Turn(const std::string& id, int32_t token, int32_t outputs = 2,
                std::optional<int64_t> base = {}) {
-    auto lease = store->Acquire(id, true, base, std::nullopt);
+    auto lease = Acquire(id, true, base);
     EXPECT_TRUE(lease.ok()) << lease.status();
     const int64_t tokens = lease->tokens + 1 + outputs;
     const auto version = store->Commit(*lease, {token}, std::vector<int32_t>(outputs, token + 1),
@@ -48,7 +62,7 @@ TEST_F(StoreTest, TurnsMakeATree) {
   EXPECT_EQ(Turn("c", 20), 2);
   EXPECT_EQ(Turn("c", 30, 2, 1), 3);
   EXPECT_EQ(Turn("c", 40, 2, 0), 4);
-  const auto history = *store->History("c");
+  const auto history = *store->History(Key("c"));
   ASSERT_EQ(history.size(), 4u);
   EXPECT_EQ(history[0].parent, 0);
   EXPECT_EQ(history[1].parent, 1);
@@ -57,7 +71,7 @@ TEST_F(StoreTest, TurnsMakeATree) {
   EXPECT_EQ(history[2].tokens, 6);
   EXPECT_THAT(history[1].input, ElementsAre(20));
   EXPECT_THAT(history[1].output, ElementsAre(21, 21));
-  const ConversationInfo info = *store->Get("c");
+  const ConversationInfo info = *store->Get(Key("c"));
   EXPECT_EQ(info.head, 4);
   EXPECT_EQ(info.tokens, 3);
   EXPECT_EQ(info.last_request_id, "request");
@@ -69,42 +83,65 @@ TEST_F(StoreTest, LeaseHoldsSnapshotAndPendingTokens) {
   Make();
   Turn("c", 10);
   Turn("c", 20);
-  const Lease lease = *store->Acquire("c", false, std::nullopt, std::nullopt);
+  const Lease lease = *Acquire("c", false);
   EXPECT_EQ(lease.base_version, 2);
   EXPECT_EQ(lease.tokens, 6);
   EXPECT_EQ(lease.snapshot->consumed, 5);
   EXPECT_THAT(lease.pending, ElementsAre(21));
   EXPECT_FALSE(lease.rebuilt);
-  EXPECT_EQ(lease.cursor, TemplateCursor::kOpenTurn);
+  EXPECT_THAT(lease.last_tokens, ElementsAre(10, 11, 11, 20, 21, 21));
   store->Release(lease, "r", "CANCELLED");
-  EXPECT_EQ(store->Get("c")->last_end, "CANCELLED");
-  const Lease empty = *store->Acquire("c", false, 0, std::nullopt);
+  EXPECT_EQ(store->Get(Key("c"))->last_end, "CANCELLED");
+  const Lease empty = *Acquire("c", false, 0, std::nullopt);
   EXPECT_EQ(empty.snapshot, nullptr);
-  EXPECT_EQ(empty.cursor, TemplateCursor::kStart);
+  EXPECT_THAT(empty.last_tokens, IsEmpty());
   EXPECT_THAT(empty.pending, IsEmpty());
 }
 
-TEST_F(StoreTest, CursorSeesTheLastTokens) {
-  std::vector<int32_t> seen;
-  store = std::make_unique<ConversationStore>(ConversationStoreOptions{}, kModel,
-                                              [&](const std::vector<int32_t>& t) {
-                                                seen = t;
-                                                return TemplateCursor::kClosedTurn;
-                                              });
-  Turn("c", 10, 1);
+TEST_F(StoreTest, LastTokensAreAFew) {
+  Make();
+  Turn("c", 10, 30);
   Turn("c", 20, 1);
-  EXPECT_EQ(store->Peek("c", std::nullopt)->cursor, TemplateCursor::kClosedTurn);
-  EXPECT_THAT(seen, ElementsAre(10, 11, 20, 21));
+  EXPECT_EQ(Peek("c")->last_tokens.size(), 16u);
+  EXPECT_EQ(Peek("c")->last_tokens.back(), 21);
+}
+
+TEST_F(StoreTest, TenantsDoNotMeet) {
+  Make();
+  Turn("c", 10);
+  const ConversationKey other{"other", "c"};
+  EXPECT_EQ(base::Reason(store->Get(other).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->History(other).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Fork(other, {}, 1, {}).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Rewind(other, 0).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Peek({.key = other}).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Acquire({.key = other}).status()), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Delete(other)), "CONVERSATION_NOT_FOUND");
+  EXPECT_THAT(store->List("other", "", "", 10), IsEmpty());
+  EXPECT_EQ(store->Create(other)->head, 0);
+  EXPECT_EQ(store->Get(Key("c"))->head, 1);
+  EXPECT_EQ(store->List("other", "", "", 10).size(), 1u);
+  EXPECT_EQ(store->Fork(Key("c"), {}, 1, {"d"})->at(0).id, "d");
+  EXPECT_EQ(store->List("other", "", "", 10).size(), 1u);
+}
+
+TEST_F(StoreTest, AnotherModelsStatesAreNotUsed) {
+  Make();
+  Turn("c", 10);
+  const Lease lease = *store->Peek({.key = Key("c"), .model_fingerprint = kModel + 1});
+  EXPECT_EQ(lease.snapshot, nullptr);
+  EXPECT_TRUE(lease.rebuilt);
+  EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
 }
 
 TEST_F(StoreTest, AtLeastOnePendingTakesAnOlderState) {
   Make();
   Turn("c", 10);
-  const Lease lease = *store->Acquire("c", false, std::nullopt, std::nullopt);
+  const Lease lease = *Acquire("c", false);
   ASSERT_TRUE(store->Commit(lease, {20}, {21}, State(5), "stop", "r")
                   .ok());  // everything consumed: it hit a stop
-  EXPECT_THAT(store->Peek("c", std::nullopt)->pending, IsEmpty());
-  const Lease again = *store->Peek("c", std::nullopt, Pending::kAtLeastOne);
+  EXPECT_THAT(Peek("c")->pending, IsEmpty());
+  const Lease again = *Peek("c", std::nullopt, Pending::kAtLeastOne);
   EXPECT_EQ(again.snapshot->consumed, 2);
   EXPECT_THAT(again.pending, ElementsAre(11, 20, 21));
   EXPECT_TRUE(again.rebuilt);
@@ -115,38 +152,38 @@ TEST_F(StoreTest, Refusals) {
   options.max_conversations = 2;
   Make(options);
   Turn("c", 10);
-  const auto acquire = [&](absl::string_view id, bool create, std::optional<int64_t> base,
+  const auto acquire = [&](const std::string& id, bool create, std::optional<int64_t> base,
                            std::optional<int64_t> expected) {
-    return store->Acquire(id, create, base, expected).status();
+    return Acquire(id, create, base, expected).status();
   };
   EXPECT_EQ(base::Reason(acquire("x", false, {}, {})), "CONVERSATION_NOT_FOUND");
   EXPECT_EQ(base::Reason(acquire("c", false, 7, {})), "VERSION_NOT_FOUND");
   EXPECT_EQ(base::Reason(acquire("x", true, 7, {})), "VERSION_NOT_FOUND");
   EXPECT_EQ(base::Reason(acquire("c", false, {}, 2)), "VERSION_MISMATCH");
   EXPECT_EQ(base::Reason(acquire("x", true, {}, 2)), "VERSION_MISMATCH");
-  EXPECT_FALSE(store->Get("x").ok());
-  const Lease lease = *store->Acquire("c", false, {}, 1);
+  EXPECT_FALSE(store->Get(Key("x")).ok());
+  const Lease lease = *Acquire("c", false, {}, 1);
   EXPECT_EQ(base::Reason(acquire("c", false, {}, {})), "CONVERSATION_BUSY");
-  EXPECT_EQ(base::Reason(store->Delete("c")), "CONVERSATION_BUSY");
-  EXPECT_TRUE(store->Peek("c", std::nullopt).ok());
+  EXPECT_EQ(base::Reason(store->Delete(Key("c"))), "CONVERSATION_BUSY");
+  EXPECT_TRUE(Peek("c").ok());
   store->Release(lease, "r", "error");
-  EXPECT_EQ(base::Reason(store->Create("c").status()), "CONVERSATION_EXISTS");
-  const std::string made = store->Create("")->id;
+  EXPECT_EQ(base::Reason(store->Create(Key("c")).status()), "CONVERSATION_EXISTS");
+  const std::string made = store->Create(Key(""))->id;
   EXPECT_EQ(made.size(), 32u);
   EXPECT_EQ(base::Reason(acquire("third", true, {}, {})), "CONVERSATION_LIMIT");
-  EXPECT_EQ(base::Reason(store->Create("").status()), "CONVERSATION_LIMIT");
-  EXPECT_EQ(base::Reason(store->Fork("c", {}, 1, {}).status()), "CONVERSATION_LIMIT");
-  EXPECT_TRUE(store->Delete(made).ok());
-  EXPECT_EQ(base::Reason(store->Delete(made)), "CONVERSATION_NOT_FOUND");
+  EXPECT_EQ(base::Reason(store->Create(Key("")).status()), "CONVERSATION_LIMIT");
+  EXPECT_EQ(base::Reason(store->Fork(Key("c"), {}, 1, {}).status()), "CONVERSATION_LIMIT");
+  EXPECT_TRUE(store->Delete(Key(made)).ok());
+  EXPECT_EQ(base::Reason(store->Delete(Key(made))), "CONVERSATION_NOT_FOUND");
 }
 
 TEST_F(StoreTest, ReleasingACreatedConversationRemovesIt) {
   Make();
-  const Lease lease = *store->Acquire("c", true, {}, {});
+  const Lease lease = *Acquire("c", true);
   EXPECT_TRUE(lease.created);
-  EXPECT_TRUE(store->Get("c")->busy);
+  EXPECT_TRUE(store->Get(Key("c"))->busy);
   store->Release(lease, "r", "error");
-  EXPECT_FALSE(store->Get("c").ok());
+  EXPECT_FALSE(store->Get(Key("c")).ok());
   EXPECT_EQ(store->gauges().token_bytes, 0);
 }
 
@@ -157,14 +194,14 @@ TEST_F(StoreTest, LeastRecentlyUsedSnapshotsGoFirst) {
   Turn("a", 10);
   Turn("b", 10);
   Turn("c", 10);
-  ASSERT_TRUE(store->Peek("a", std::nullopt).ok());  // now b is the oldest
+  ASSERT_TRUE(Peek("a").ok());  // now b is the oldest
   Turn("d", 10);
-  EXPECT_TRUE((*store->History("a"))[0].has_state);
-  EXPECT_FALSE((*store->History("b"))[0].has_state);
-  EXPECT_TRUE((*store->History("c"))[0].has_state);
+  EXPECT_TRUE((*store->History(Key("a")))[0].has_state);
+  EXPECT_FALSE((*store->History(Key("b")))[0].has_state);
+  EXPECT_TRUE((*store->History(Key("c")))[0].has_state);
   EXPECT_EQ(store->gauges().evictions, 1);
   EXPECT_LE(store->gauges().snapshot_bytes, options.budget_bytes);
-  const Lease lease = *store->Peek("b", std::nullopt);
+  const Lease lease = *Peek("b");
   EXPECT_EQ(lease.snapshot, nullptr);
   EXPECT_TRUE(lease.rebuilt);
   EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
@@ -176,14 +213,14 @@ TEST_F(StoreTest, NewestVersionsKeepTheirStates) {
   options.history = 2;
   Make(options);
   for (int i = 0; i < 5; ++i) Turn("c", 10 * i);
-  const auto history = *store->History("c");
+  const auto history = *store->History(Key("c"));
   for (int i = 0; i < 5; ++i) EXPECT_EQ(history[i].has_state, i >= 3) << i;
   EXPECT_EQ(store->gauges().snapshot_bytes, 2 * State(0)->bytes());
   // An old version is rebuilt from the tokens of its ancestors.
-  EXPECT_THAT(store->Peek("c", 2)->pending, ElementsAre(0, 1, 1, 10, 11, 11));
+  EXPECT_THAT(Peek("c", 2)->pending, ElementsAre(0, 1, 1, 10, 11, 11));
   // A version after a kept one is rebuilt from that.
   Turn("c", 70, 2, 3);
-  EXPECT_EQ(store->Peek("c", 6)->snapshot->consumed, 11);
+  EXPECT_EQ(Peek("c", 6)->snapshot->consumed, 11);
 }
 
 TEST_F(StoreTest, ForksShareStatesAndTokens) {
@@ -191,17 +228,17 @@ TEST_F(StoreTest, ForksShareStatesAndTokens) {
   Turn("c", 10);
   Turn("c", 20);
   const ConversationStoreGauges before = store->gauges();
-  const auto copies = *store->Fork("c", std::nullopt, 3, {"x", "y", "z"});
+  const auto copies = *store->Fork(Key("c"), std::nullopt, 3, {"x", "y", "z"});
   EXPECT_EQ(copies[1].id, "y");
   EXPECT_EQ(copies[1].head, 2);
   EXPECT_EQ(store->gauges().snapshot_bytes, before.snapshot_bytes);
   EXPECT_LT(store->gauges().token_bytes - before.token_bytes, 3 * 1000);
-  EXPECT_EQ(store->Peek("y", 1)->snapshot, store->Peek("c", 1)->snapshot);
+  EXPECT_EQ(Peek("y", 1)->snapshot, Peek("c", 1)->snapshot);
   EXPECT_EQ(Turn("y", 30), 3);
-  EXPECT_EQ(store->Get("c")->head, 2);
-  ASSERT_TRUE(store->Delete("c").ok());
-  EXPECT_EQ(store->Peek("x", std::nullopt)->snapshot->consumed, 5);
-  for (const char* id : {"x", "y", "z"}) ASSERT_TRUE(store->Delete(id).ok());
+  EXPECT_EQ(store->Get(Key("c"))->head, 2);
+  ASSERT_TRUE(store->Delete(Key("c")).ok());
+  EXPECT_EQ(Peek("x")->snapshot->consumed, 5);
+  for (const char* id : {"x", "y", "z"}) ASSERT_TRUE(store->Delete(Key(id)).ok());
   EXPECT_EQ(store->gauges().snapshot_bytes, 0);
   EXPECT_EQ(store->gauges().token_bytes, 0);
 }
@@ -210,28 +247,29 @@ TEST_F(StoreTest, ForkIsAllOrNothing) {
   Make();
   Turn("c", 10);
   Turn("taken", 10);
-  EXPECT_EQ(store->Fork("c", {}, 2, {"new", "taken"}).status().code(),
+  EXPECT_EQ(store->Fork(Key("c"), {}, 2, {"new", "taken"}).status().code(),
             absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(store->Fork("c", {}, 2, {"same", "same"}).status().code(),
+  EXPECT_EQ(store->Fork(Key("c"), {}, 2, {"same", "same"}).status().code(),
             absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(store->Fork("c", {}, 2, {"one"}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->Fork("c", {}, 0, {}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->Fork("c", 9, 1, {}).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(store->Fork("no", {}, 1, {}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->Fork(Key("c"), {}, 2, {"one"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->Fork(Key("c"), {}, 0, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->Fork(Key("c"), 9, 1, {}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->Fork(Key("no"), {}, 1, {}).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(store->gauges().conversations, 2);
-  EXPECT_EQ(store->Fork("c", 0, 1, {"empty"})->at(0).tokens, 0);
+  EXPECT_EQ(store->Fork(Key("c"), 0, 1, {"empty"})->at(0).tokens, 0);
 }
 
 TEST_F(StoreTest, RewindMovesTheHead) {
   Make();
   Turn("c", 10);
   Turn("c", 20);
-  EXPECT_EQ(store->Rewind("c", 1)->head, 1);
-  EXPECT_EQ(store->Rewind("c", 9).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->Rewind(Key("c"), 1)->head, 1);
+  EXPECT_EQ(store->Rewind(Key("c"), 9).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(Turn("c", 30), 3);  // ids are never reused
-  EXPECT_EQ((*store->History("c"))[2].parent, 1);
-  EXPECT_EQ(store->Rewind("c", 0)->tokens, 0);
-  EXPECT_EQ(store->Rewind("c", 2)->tokens, 6);
+  EXPECT_EQ((*store->History(Key("c")))[2].parent, 1);
+  EXPECT_EQ(store->Rewind(Key("c"), 0)->tokens, 0);
+  EXPECT_EQ(store->Rewind(Key("c"), 2)->tokens, 6);
 }
 
 TEST_F(StoreTest, ListIsOrderedAndPaged) {
@@ -239,7 +277,8 @@ TEST_F(StoreTest, ListIsOrderedAndPaged) {
   for (const char* id : {"b2", "a", "b1", "c", "b3"}) Turn(id, 1);
   const auto names = [&](absl::string_view prefix, absl::string_view after, int32_t limit) {
     std::vector<std::string> ids;
-    for (const ConversationInfo& info : store->List(prefix, after, limit)) ids.push_back(info.id);
+    for (const ConversationInfo& info : store->List("", prefix, after, limit))
+      ids.push_back(info.id);
     return ids;
   };
   EXPECT_THAT(names("", "", 10), ElementsAre("a", "b1", "b2", "b3", "c"));
@@ -255,18 +294,18 @@ TEST_F(StoreTest, TokensAreBounded) {
   options.token_budget_bytes = 8000;
   Make(options);
   Turn("c", 10, 1000);
-  auto lease = store->Acquire("c", false, {}, {});
+  auto lease = Acquire("c", false);
   ASSERT_TRUE(lease.ok());
   const auto refused =
       store->Commit(*lease, std::vector<int32_t>(1000, 1), {}, nullptr, "stop", "r");
   EXPECT_EQ(base::Reason(refused.status()), "CONVERSATION_MEMORY");
-  EXPECT_TRUE(store->Get("c")->busy);
+  EXPECT_TRUE(store->Get(Key("c"))->busy);
   store->Release(*lease, "r", "RESOURCE_EXHAUSTED");
-  EXPECT_EQ(store->Get("c")->head, 1);
+  EXPECT_EQ(store->Get(Key("c"))->head, 1);
   // Empty turns are not free either.
   int commits = 0;
   while (true) {
-    lease = store->Acquire("c", false, {}, {});
+    lease = Acquire("c", false);
     if (!lease.ok() || !store->Commit(*lease, {}, {}, nullptr, "stop", "r").ok()) break;
     ASSERT_LT(++commits, 100);
   }

@@ -160,12 +160,12 @@ TEST_P(CommitTable, Holds) {
   }
   const bool commit = (mode == CommitMode::kKeepPartial && expected.partial) ||
                       (mode == CommitMode::kOnSuccess && expected.success);
-  const ConversationInfo info = *store(h).Get("c");
+  const ConversationInfo info = *store(h).Get({"", "c"});
   EXPECT_FALSE(info.busy);
   EXPECT_EQ(info.last_request_id, request.request_id);
   ASSERT_EQ(info.head, commit ? 2 : 1);
   if (commit) {
-    const VersionInfo version = (*store(h).History("c"))[1];
+    const VersionInfo version = (*store(h).History({"", "c"}))[1];
     EXPECT_EQ(version.input, request.input);
     EXPECT_EQ(version.output, sink->tokens());
     EXPECT_EQ(version.output.empty(), where != Where::kDecode);
@@ -191,7 +191,7 @@ TEST_F(EndsTest, NeverCommitsNothing) {
   const auto sink = h_.Run(request);
   EXPECT_EQ(sink->finished->reason, FinishReason::kLength);
   EXPECT_FALSE(sink->finished->committed);
-  EXPECT_FALSE(store(h_).Get("c").ok());  // created for this request alone
+  EXPECT_FALSE(store(h_).Get({"", "c"}).ok());  // created for this request alone
 }
 
 TEST_F(EndsTest, BusyConversationIsRefusedAndOthersAreNot) {
@@ -201,8 +201,8 @@ TEST_F(EndsTest, BusyConversationIsRefusedAndOthersAreNot) {
   const absl::Status busy = h_.Refused(h_.Request({5}, "c"));
   EXPECT_EQ(busy.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(base::Reason(busy), "CONVERSATION_BUSY");
-  EXPECT_EQ(store(h_).Delete("c").code(), absl::StatusCode::kAborted);
-  EXPECT_EQ(store(h_).Rewind("c", 0).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(store(h_).Delete({"", "c"}).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(store(h_).Rewind({"", "c"}, 0).status().code(), absl::StatusCode::kAborted);
   gate_.Open();
   h_.Run(h_.Request({5}, "d"));
   EXPECT_TRUE(h_.engine->Cancel(request.request_id, true));
@@ -241,7 +241,7 @@ TEST_F(EndsTest, FullQueueIsRefusedAtOnce) {
   const absl::Status full = h_.Refused(h_.Request({1}, "c"));
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(base::Reason(full), "QUEUE_FULL");
-  EXPECT_FALSE(store(h_).Get("c").ok());  // refused before the conversation was touched
+  EXPECT_FALSE(store(h_).Get({"", "c"}).ok());  // refused before the conversation was touched
   EXPECT_GE(h_.engine->RetryDelay(), absl::Milliseconds(100));
   gate_.Open(1);
   gate_.WaitUntilClosed();  // one more turn: the positions are told
@@ -357,7 +357,7 @@ TEST_F(EndsTest, CancelledWhileParkedKeepsItsState) {
   h_.engine->Cancel(request.request_id, true);
   sink->Wait();
   EXPECT_EQ(sink->finished->reason, FinishReason::kCancelled);
-  EXPECT_EQ((*store(h_).History("c"))[0].output, sink->tokens());
+  EXPECT_EQ((*store(h_).History({"", "c"}))[0].output, sink->tokens());
   h_.ExpectExact("c");
 }
 

@@ -167,7 +167,9 @@ class EngineHarness {
     options.max_prefill_chunk = 16;
   }
   void Start() {
-    auto made = Engine::Create(model_, device_, tokenizer_, kFingerprint, options, observer);
+    store = std::make_unique<ConversationStore>(store_options);
+    auto made =
+        Engine::Create(model_, device_, tokenizer_, kFingerprint, options, *store, observer);
     SKEIN_CHECK(made.ok());
     engine = std::move(*made);
   }
@@ -201,9 +203,9 @@ class EngineHarness {
   }
   // All tokens of a conversation at a version (the head when 0).
   std::vector<int32_t> Tokens(const std::string& id, int64_t version = 0) {
-    const auto history = engine->conversations().History(id);
+    const auto history = store->History({"", id});
     SKEIN_CHECK(history.ok());
-    if (version == 0) version = engine->conversations().Get(id)->head;
+    if (version == 0) version = store->Get({"", id})->head;
     std::vector<int32_t> tokens;
     while (version != 0) {
       for (const VersionInfo& v : *history) {
@@ -236,7 +238,9 @@ class EngineHarness {
   }
 
   EngineOptions options;
+  ConversationStoreOptions store_options;
   EngineObserver* observer = nullptr;
+  std::unique_ptr<ConversationStore> store;  // outlives the engine
   std::unique_ptr<Engine> engine;
 
  private:

@@ -34,7 +34,7 @@ TEST(Exactness, ARowAmongManyEqualsTheRowAlone) {
 
 TEST(Exactness, EvictedStatesAreRebuilt) {
   Harness h;
-  h.options.conversations.budget_bytes = 1000;  // three snapshots
+  h.store_options.budget_bytes = 1000;  // three snapshots
   h.Start();
   std::map<std::string, std::vector<int32_t>> expected;
   bool rebuilt = false;
@@ -64,13 +64,13 @@ void RandomClient(Harness* h, int seed, int rounds) {
     const std::string id = absl::StrCat("c", pick(6));
     switch (pick(8)) {
       case 0:
-        store.Delete(id).IgnoreError();
+        store.Delete({"", id}).IgnoreError();
         continue;
       case 1:
-        store.Rewind(id, pick(4)).IgnoreError();
+        store.Rewind({"", id}, pick(4)).IgnoreError();
         continue;
       case 2:
-        store.Fork(id, std::nullopt, 1, {absl::StrCat("c", pick(6))}).IgnoreError();
+        store.Fork({"", id}, std::nullopt, 1, {absl::StrCat("c", pick(6))}).IgnoreError();
         continue;
       case 3:
         store.List("", "", 10);
@@ -101,8 +101,8 @@ TEST(Exactness, RandomOperationsOfManyClients) {
   h.options.slots = 3;
   h.options.max_queued = 4;
   h.options.output_shards = 2;
-  h.options.conversations.budget_bytes = 3000;
-  h.options.conversations.history = 2;
+  h.store_options.budget_bytes = 3000;
+  h.store_options.history = 2;
   h.Start();
   std::vector<std::thread> clients;
   for (int seed = 0; seed < 6; ++seed) clients.emplace_back(RandomClient, &h, seed, 150);
@@ -122,9 +122,9 @@ TEST(Exactness, RandomOperationsOfManyClients) {
   EXPECT_EQ(gauges.waiting_tokens, 0);
   EXPECT_EQ(gauges.slots_used, 0);
   int checked = 0;
-  for (const ConversationInfo& info : h.engine->conversations().List("", "", 100)) {
+  for (const ConversationInfo& info : h.engine->conversations().List("", "", "", 100)) {
     EXPECT_FALSE(info.busy);
-    const auto history = h.engine->conversations().History(info.id);
+    const auto history = h.engine->conversations().History({"", info.id});
     for (const VersionInfo& version : *history) {
       if (version.tokens == 0) continue;
       h.ExpectExact(info.id, version.id);

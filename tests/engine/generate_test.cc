@@ -89,10 +89,10 @@ TEST_F(GenerateTest, EmptyInputGoesOn) {
 TEST_F(GenerateTest, NothingToGoOnFromIsRefused) {
   EXPECT_EQ(h_.Refused(h_.Request({})).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(h_.Refused(h_.Request({}, "new")).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_FALSE(store().Get("new").ok());
-  ASSERT_TRUE(store().Create("empty").ok());
+  EXPECT_FALSE(store().Get({"", "new"}).ok());
+  ASSERT_TRUE(store().Create({"", "empty"}).ok());
   EXPECT_EQ(h_.Refused(h_.Request({}, "empty")).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_FALSE(store().Get("empty")->busy);
+  EXPECT_FALSE(store().Get({"", "empty"})->busy);
 }
 
 TEST_F(GenerateTest, MaxTokensZeroOnlyTakesTheTextIn) {
@@ -123,7 +123,7 @@ TEST_F(GenerateTest, BaseVersionRegeneratesAndBranches) {
   other.base_version = 0;
   const auto fourth = h_.Run(other);
   EXPECT_EQ(fourth->tokens(), h_.OneShot({11}, 4));
-  const auto history = store().History("c");
+  const auto history = store().History({"", "c"});
   ASSERT_EQ(history->size(), 4u);
   EXPECT_EQ((*history)[2].parent, 1);
   EXPECT_EQ((*history)[3].parent, 0);
@@ -131,7 +131,7 @@ TEST_F(GenerateTest, BaseVersionRegeneratesAndBranches) {
   other = h_.Request({11}, "c");
   other.base_version = 9;
   EXPECT_EQ(h_.Refused(other).code(), absl::StatusCode::kNotFound);
-  EXPECT_FALSE(store().Get("c")->busy);
+  EXPECT_FALSE(store().Get({"", "c"})->busy);
 }
 
 TEST_F(GenerateTest, ExpectedVersionGuardsTheHead) {
@@ -153,7 +153,7 @@ TEST_F(GenerateTest, UnknownConversationIsNotCreatedByItself) {
 TEST_F(GenerateTest, ForkAndRewind) {
   h_.Run(h_.Request({5, 6, 7}, "c"));
   h_.Run(h_.Request({8, 9}, "c"));
-  const auto copies = store().Fork("c", 1, 2, {"a", "b"});
+  const auto copies = store().Fork({"", "c"}, 1, 2, {"a", "b"});
   ASSERT_TRUE(copies.ok()) << copies.status();
   const auto a = h_.Run(h_.Request({8, 9}, "a"));
   EXPECT_EQ(a->started->restored_from, "host");
@@ -162,7 +162,7 @@ TEST_F(GenerateTest, ForkAndRewind) {
   h_.ExpectExact("a");
   h_.ExpectExact("b");
   h_.ExpectExact("c");
-  ASSERT_TRUE(store().Rewind("c", 1).ok());
+  ASSERT_TRUE(store().Rewind({"", "c"}, 1).ok());
   h_.ExpectExact("c", 1);
   EXPECT_EQ(h_.Run(h_.Request({13}, "c"))->finished->version, 3);
   h_.ExpectExact("c");
@@ -213,7 +213,7 @@ TEST_F(GenerateTest, SeparatorComesBeforeAnOpenTurnOnly) {
   request.stopping.max_tokens = 0;
   h_.Run(request);
   EXPECT_EQ(h_.tokenizer.Decode(h_.Tokens("c")), "User: hi\n\nUser: more\n\n");
-  EXPECT_EQ((*store().History("c"))[1].input.size(), 2 + 12);
+  EXPECT_EQ((*store().History({"", "c"}))[1].input.size(), 2 + 12);
   request = h_.Request(h_.tokenizer.Encode("User: end"), "c");
   request.separator = separator;
   request.stopping.max_tokens = 0;
@@ -234,14 +234,14 @@ TEST_F(GenerateTest, LongPromptsReportProgressAndAreCutAnywhere) {
 
 TEST(GenerateTokenMemory, ATurnThatDoesNotFitIsAnErrorAndLeavesNothing) {
   Harness h;
-  h.options.conversations.token_budget_bytes = 4000;
+  h.store_options.token_budget_bytes = 4000;
   h.Start();
   h.Run(h.Request({1, 2}, "c"));
   GenerateRequest request = h.Request({3}, "c");
   request.stopping.max_tokens = 1000;
   const auto sink = h.Run(request);
   EXPECT_EQ(sink->error.code(), absl::StatusCode::kResourceExhausted) << sink->error;
-  const ConversationInfo info = *h.engine->conversations().Get("c");
+  const ConversationInfo info = *h.engine->conversations().Get({"", "c"});
   EXPECT_EQ(info.head, 1);
   EXPECT_FALSE(info.busy);
   EXPECT_EQ(info.last_end, "RESOURCE_EXHAUSTED");
@@ -266,7 +266,7 @@ TEST(GenerateNonFinite, FailsThatRowOnly) {
   const auto neighbour = h.Submit(good);
   const auto bad = h.Run(h.Request({5, 250, 6}, "c"));
   EXPECT_EQ(bad->error.code(), absl::StatusCode::kInternal);
-  EXPECT_FALSE(h.engine->conversations().Get("c").ok());
+  EXPECT_FALSE(h.engine->conversations().Get({"", "c"}).ok());
   neighbour->Wait();
   EXPECT_EQ(neighbour->tokens().size(), 50u);
 }

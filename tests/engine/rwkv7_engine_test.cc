@@ -85,7 +85,7 @@ TEST_P(Rwkv7EngineTest, ARowAmongManyEqualsTheRowAlone) {
 }
 
 TEST_P(Rwkv7EngineTest, TurnsEqualOneRun) {
-  h_.options.conversations.history = 1;
+  h_.store_options.history = 1;
   h_.Start();
   std::vector<int32_t> all;
   for (int turn = 0; turn < 4; ++turn) {

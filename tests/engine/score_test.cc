@@ -74,7 +74,7 @@ TEST_F(ScoreTest, AfterAConversationThatDoesNotChange) {
     EXPECT_EQ(after->logprobs, whole->logprobs);
   }
   EXPECT_EQ(h_.Tokens("c"), all);
-  EXPECT_EQ(h_.engine->conversations().Get("c")->head, 1);
+  EXPECT_EQ(h_.engine->conversations().Get({"", "c"})->head, 1);
   ScoreRequest based = Request({5}, {6}, "c");
   based.base_version = 0;
   EXPECT_EQ(Run(based)->logprobs, Run(Request({5}, {6}))->logprobs);
@@ -111,7 +111,7 @@ TEST_F(ScoreTest, Refusals) {
   EXPECT_EQ(Refused(Request({}, {1})).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Refused(Request({1}, {300})).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Refused(Request({1}, {2}, "none")).code(), absl::StatusCode::kNotFound);
-  ASSERT_TRUE(h_.engine->conversations().Create("empty").ok());
+  ASSERT_TRUE(h_.engine->conversations().Create({"", "empty"}).ok());
   EXPECT_EQ(Refused(Request({}, {2}, "empty")).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(h_.engine->gauges().waiting, 0);
 }

@@ -36,7 +36,8 @@ struct Scripted {
   }
   // The conversation reads as this, and goes on exactly as its tokens say.
   void ExpectConversation(const std::string& output) {
-    EXPECT_EQ(h.tokenizer.Decode((*h.engine->conversations().History("c"))[0].output), output);
+    EXPECT_EQ(h.tokenizer.Decode((*h.engine->conversations().History({"", "c"}))[0].output),
+              output);
     h.model.script = nullptr;
     h.ExpectExact("c");
     h.Run(h.Request({100}, "c"));
@@ -217,7 +218,7 @@ TEST(Stop, CancelDropsWhatIsHeld) {
     if (mode == CommitMode::kKeepPartial) {
       s.ExpectConversation("ab");
     } else {
-      EXPECT_FALSE(s.h.engine->conversations().Get("c").ok());
+      EXPECT_FALSE(s.h.engine->conversations().Get({"", "c"}).ok());
     }
   }
 }
