@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -24,27 +25,34 @@
 #include "engine/base/utf8.h"
 
 namespace skein::base {
-namespace {
 
-// One value of a document: its dotted key, the line of the key and either a text or a list.
-struct Entry {
+// One value of a document: its dotted key, the line of the key and either a text or a list, of
+// texts or of maps.
+struct YamlSchema::Entry {
   enum Kind { kText, kList, kMap, kNothing };
   Kind kind;
   std::string key;
   int line;
   std::string text;
   std::vector<std::string> list;
+  std::vector<std::vector<Entry>> records;
 };
+
+namespace {
 
 absl::Status AtLine(absl::string_view name, int line, absl::string_view message) {
   return absl::InvalidArgumentError(absl::StrCat(name, ":", line, ": ", message));
 }
 
+}  // namespace
+
 // Turns the parser's events into entries in the order of the document. Maps nest, lists hold plain
-// values, and what configs do not need (aliases, tags, lists of lists) is refused. After the first
-// error all events are ignored.
+// values or maps, and what configs do not need (aliases, tags, lists of lists) is refused. After
+// the first error all events are ignored.
 class EntryReader : public YAML::EventHandler {
  public:
+  using Entry = YamlSchema::Entry;
+
   explicit EntryReader(absl::string_view name) : name_(name) {}
 
   const absl::Status& status() const { return status_; }
@@ -75,7 +83,8 @@ class EntryReader : public YAML::EventHandler {
   }
   void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                   YAML::EmitterStyle::value) override {
-    if (in_list_) return Fail(mark, "a map inside a list; quote a value that holds ': '");
+    if (!status_.ok()) return;
+    if (in_list_) return StartRecord(mark, tag, anchor);
     if (depth_ > 0) Value(mark, tag, anchor, Entry::kMap, "");
     if (!status_.ok()) return;
     ++depth_;
@@ -87,11 +96,38 @@ class EntryReader : public YAML::EventHandler {
     --depth_;
     prefixes_.pop_back();
     key_.reset();
+    if (outer_ != nullptr && depth_ == 0) EndRecord();
   }
 
  private:
   void Fail(const YAML::Mark& mark, absl::string_view message) {
     if (status_.ok()) status_ = AtLine(name_, mark.line + 1, message);
+  }
+
+  // A map inside a list is read like a document of its own.
+  void StartRecord(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
+    if (anchor != 0) return Fail(mark, "anchors (&name) are not supported");
+    if (!tag.empty() && tag != "?" && tag != "!")
+      return Fail(mark, "tags (!name) are not supported");
+    if (outer_ != nullptr) return Fail(mark, "a list of maps inside a map of a list");
+    if (!entries_.back().list.empty()) return Fail(mark, "a list of both values and maps");
+    outer_ = std::make_unique<EntryReader>(name_);
+    std::swap(entries_, outer_->entries_);
+    std::swap(seen_, outer_->seen_);
+    std::swap(prefixes_, outer_->prefixes_);
+    std::swap(depth_, outer_->depth_);
+    in_list_ = false;
+    depth_ = 1;
+    prefixes_.push_back("");
+  }
+  void EndRecord() {
+    std::swap(entries_, outer_->entries_);
+    std::swap(seen_, outer_->seen_);
+    std::swap(prefixes_, outer_->prefixes_);
+    std::swap(depth_, outer_->depth_);
+    entries_.back().records.push_back(std::move(outer_->entries_));
+    outer_.reset();
+    in_list_ = true;
   }
 
   // A key or a value, whichever is next in the innermost map, or an element of the open list.
@@ -107,6 +143,7 @@ class EntryReader : public YAML::EventHandler {
     } else if (in_list_) {
       if (kind == Entry::kNothing)
         return Fail(mark, "an empty list element; write \"\" for an empty text");
+      if (!entries_.back().records.empty()) return Fail(mark, "a list of both values and maps");
       entries_.back().list.push_back(text);
     } else if (!key_) {
       if (kind != Entry::kText || text.empty()) return Fail(mark, "a key must be a word");
@@ -114,7 +151,7 @@ class EntryReader : public YAML::EventHandler {
       if (!seen_.insert(key_->first).second)
         Fail(mark, absl::StrCat("key '", key_->first, "' appears twice"));
     } else {
-      entries_.push_back({kind, key_->first, key_->second, text, {}});
+      entries_.push_back({kind, key_->first, key_->second, text, {}, {}});
       key_.reset();
     }
   }
@@ -128,7 +165,10 @@ class EntryReader : public YAML::EventHandler {
   int depth_ = 0;
   int documents_ = 0;
   bool in_list_ = false;
+  std::unique_ptr<EntryReader> outer_;  // while a map of a list is read: what is around it
 };
+
+namespace {
 
 // yaml-cpp replaces bad UTF-8 in silence and takes byte 4 for the end of the text: both are found
 // before it.
@@ -146,23 +186,6 @@ absl::Status CheckCharacters(absl::string_view text, absl::string_view name) {
     i += length;
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<Entry>> ReadEntries(absl::string_view text, absl::string_view name) {
-  SKEIN_RETURN_IF_ERROR(CheckCharacters(text, name));
-  EntryReader reader(name);
-  try {
-    std::istringstream stream{std::string(text)};
-    YAML::Parser parser(stream);
-    while (reader.status().ok() && parser.HandleNextDocument(reader)) {
-    }
-  } catch (const YAML::Exception& error) {
-    return AtLine(name, error.mark.line + 1, absl::StrCat("not valid YAML: ", error.msg));
-  } catch (const std::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": not valid YAML: ", error.what()));
-  }
-  SKEIN_RETURN_IF_ERROR(reader.status());
-  return reader.TakeEntries();
 }
 
 std::string Quote(absl::string_view text) {
@@ -232,6 +255,24 @@ std::string Nearest(absl::string_view word, const std::vector<std::string>& know
     }
   }
   return nearest;
+}
+
+absl::StatusOr<std::vector<YamlSchema::Entry>> YamlSchema::ReadEntries(absl::string_view text,
+                                                                       absl::string_view name) {
+  SKEIN_RETURN_IF_ERROR(CheckCharacters(text, name));
+  EntryReader reader(name);
+  try {
+    std::istringstream stream{std::string(text)};
+    YAML::Parser parser(stream);
+    while (reader.status().ok() && parser.HandleNextDocument(reader)) {
+    }
+  } catch (const YAML::Exception& error) {
+    return AtLine(name, error.mark.line + 1, absl::StrCat("not valid YAML: ", error.msg));
+  } catch (const std::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": not valid YAML: ", error.what()));
+  }
+  SKEIN_RETURN_IF_ERROR(reader.status());
+  return reader.TakeEntries();
 }
 
 void YamlSchema::Add(std::string key, std::string* value, std::string help) {
@@ -329,6 +370,17 @@ void YamlSchema::AddSeconds(std::string key, double* value, Range<double> range,
                      [value] { return FormatSeconds(*value); }});
 }
 
+void YamlSchema::AddRecordList(std::string key, std::string help, std::function<void()> clear,
+                               std::function<YamlSchema()> add,
+                               std::function<std::vector<YamlSchema>()> present) {
+  fields_.push_back(
+      {std::move(key), std::move(help), nullptr,
+       [present] {
+         return PrintList(present(), [](const YamlSchema& record) { return record.PrintFlow(""); });
+       },
+       /*is_list=*/true, std::move(clear), std::move(add)});
+}
+
 const YamlSchema::Field* YamlSchema::Find(absl::string_view key) const {
   for (const Field& field : fields_) {
     if (field.key == key) return &field;
@@ -366,6 +418,10 @@ absl::Status YamlSchema::LoadFile(const std::string& path) {
 
 absl::Status YamlSchema::LoadText(absl::string_view text, absl::string_view name) {
   SKEIN_ASSIGN_OR_RETURN(const std::vector<Entry> entries, ReadEntries(text, name));
+  return Apply(entries, name);
+}
+
+absl::Status YamlSchema::Apply(const std::vector<Entry>& entries, absl::string_view name) {
   std::set<absl::string_view> seen;  // "a.b: 1" and "a: {b: 1}" are the same key
   for (const Entry& entry : entries) {
     const auto fail = [&](absl::string_view message) { return AtLine(name, entry.line, message); };
@@ -381,21 +437,43 @@ absl::Status YamlSchema::LoadText(absl::string_view text, absl::string_view name
     }
     if (!seen.insert(entry.key).second)
       return fail(absl::StrCat("key '", entry.key, "' appears twice"));
-    if (entry.kind == Entry::kMap)
-      return fail(absl::StrCat("'", entry.key, "' takes a value, not keys"));
-    if (entry.kind == Entry::kNothing) {
-      return fail(
-          absl::StrCat("'", entry.key, "' has no value; leave the key out for the default",
-                       field->is_list ? ", write [] for none" : ", write \"\" for an empty text"));
-    }
-    if (field->is_list != (entry.kind == Entry::kList)) {
-      return fail(absl::StrCat("'", entry.key, "' takes ",
-                               field->is_list ? "a list, like [a, b]" : "one value, not a list"));
-    }
-    const absl::Status status = field->parse(entry.text, &entry.list);
-    if (!status.ok()) return fail(absl::StrCat("'", entry.key, "': ", status.message()));
+    SKEIN_RETURN_IF_ERROR(ApplyTo(*field, entry, name));
   }
   return absl::OkStatus();
+}
+
+absl::Status YamlSchema::ApplyTo(const Field& field, const Entry& entry,
+                                 absl::string_view name) const {
+  const auto fail = [&](absl::string_view message) { return AtLine(name, entry.line, message); };
+  const bool of_records = field.new_record != nullptr;
+  if (entry.kind == Entry::kMap)
+    return fail(absl::StrCat("'", entry.key, "' takes a ", of_records ? "list of maps" : "value",
+                             ", not keys"));
+  if (entry.kind == Entry::kNothing) {
+    return fail(
+        absl::StrCat("'", entry.key, "' has no value; leave the key out for the default",
+                     field.is_list ? ", write [] for none" : ", write \"\" for an empty text"));
+  }
+  if (field.is_list != (entry.kind == Entry::kList)) {
+    return fail(absl::StrCat("'", entry.key, "' takes ",
+                             of_records      ? "a list of maps, like [{key: value}]"
+                             : field.is_list ? "a list, like [a, b]"
+                                             : "one value, not a list"));
+  }
+  if (of_records ? !entry.list.empty() : !entry.records.empty()) {
+    return fail(absl::StrCat("'", entry.key, "' takes ",
+                             of_records ? "a list of maps, like [{key: value}]"
+                                        : "a list of values; quote a value that holds ': '"));
+  }
+  if (of_records) {
+    field.clear_records();
+    for (const std::vector<Entry>& record : entry.records) {
+      SKEIN_RETURN_IF_ERROR(field.new_record().Apply(record, name));
+    }
+    return absl::OkStatus();
+  }
+  const absl::Status status = field.parse(entry.text, &entry.list);
+  return status.ok() ? status : fail(absl::StrCat("'", entry.key, "': ", status.message()));
 }
 
 absl::Status YamlSchema::Set(absl::string_view assignment) {
@@ -408,7 +486,7 @@ absl::Status YamlSchema::Set(absl::string_view assignment) {
   SKEIN_RETURN_IF_ERROR(CheckCharacters(text, key));
   const Field* field = Find(key);
   if (field == nullptr) return absl::InvalidArgumentError(Unknown(key));
-  std::vector<std::string> list;
+  Entry list{Entry::kList, "", 1, "", {}, {}};
   if (field->is_list) {
     // "[a, b]" as in a file, or bare: "a,b".
     const std::string yaml =
@@ -419,12 +497,28 @@ absl::Status YamlSchema::Set(absl::string_view assignment) {
       return absl::InvalidArgumentError(
           absl::StrCat("'", assignment, "': expected a list, like a,b"));
     }
-    list = std::move(entries[0].list);
+    list = std::move(entries[0]);
+    list.key = std::string(key);
+    if (field->new_record != nullptr || !list.records.empty()) return ApplyTo(*field, list, key);
   }
-  const absl::Status status = field->parse(text, &list);
+  const absl::Status status = field->parse(text, &list.list);
   if (!status.ok())
     return absl::InvalidArgumentError(absl::StrCat("'", key, "': ", status.message()));
   return absl::OkStatus();
+}
+
+std::string YamlSchema::PrintFlow(const std::string& prefix) const {
+  std::vector<std::string> parts;
+  std::set<std::string> done;
+  for (const Field& field : fields_) {
+    if (!absl::StartsWith(field.key, prefix)) continue;
+    const size_t dot = field.key.find('.', prefix.size());
+    const std::string path = field.key.substr(0, dot);
+    if (!done.insert(path).second) continue;
+    parts.push_back(absl::StrCat(path.substr(prefix.size()), ": ",
+                                 dot == std::string::npos ? field.print() : PrintFlow(path + ".")));
+  }
+  return absl::StrCat("{", absl::StrJoin(parts, ", "), "}");
 }
 
 std::string YamlSchema::Print() const {

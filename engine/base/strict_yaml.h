@@ -16,9 +16,11 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace skein::base {
@@ -45,6 +47,22 @@ class YamlSchema {
   // Sizes: "512MiB", "2GiB", "1000000" (bytes). Durations: "30s", "1500ms", "2m", "0".
   void AddBytes(std::string key, int64_t* value, Range<int64_t> range, std::string help);
   void AddSeconds(std::string key, double* value, Range<double> range, std::string help);
+  // A list of maps. `declare(schema, record)` adds the keys of one record, which starts as T().
+  template <typename T>
+  void AddRecords(std::string key, std::vector<T>* value,
+                  std::function<void(YamlSchema*, T*)> declare, std::string help) {
+    AddRecordList(
+        std::move(key), std::move(help), [value] { value->clear(); },
+        [value, declare] {
+          value->emplace_back();
+          return Declared<T>(declare, &value->back());
+        },
+        [value, declare] {
+          std::vector<YamlSchema> records;
+          for (T& record : *value) records.push_back(Declared<T>(declare, &record));
+          return records;
+        });
+  }
 
   absl::Status LoadFile(const std::string& path);
   // `name` stands for the path in messages.
@@ -58,13 +76,34 @@ class YamlSchema {
   std::string Help() const;
 
  private:
+  struct Entry;  // one value of a document
+  friend class EntryReader;
+
   struct Field {
     std::string key;
     std::string help;
     std::function<absl::Status(absl::string_view text, const std::vector<std::string>* list)> parse;
     std::function<std::string()> print;
     bool is_list = false;
+    // Of a list of maps only: forgets all records, and declares a new one.
+    std::function<void()> clear_records = nullptr;
+    std::function<YamlSchema()> new_record = nullptr;
   };
+  template <typename T>
+  static YamlSchema Declared(const std::function<void(YamlSchema*, T*)>& declare, T* record) {
+    YamlSchema schema;
+    declare(&schema, record);
+    return schema;
+  }
+  void AddRecordList(std::string key, std::string help, std::function<void()> clear,
+                     std::function<YamlSchema()> add,
+                     std::function<std::vector<YamlSchema>()> present);
+  static absl::StatusOr<std::vector<Entry>> ReadEntries(absl::string_view text,
+                                                        absl::string_view name);
+  absl::Status Apply(const std::vector<Entry>& entries, absl::string_view name);
+  absl::Status ApplyTo(const Field& field, const Entry& entry, absl::string_view name) const;
+  // "{a: 1, b: {c: 2}}", or the keys below `prefix`.
+  std::string PrintFlow(const std::string& prefix) const;
   const Field* Find(absl::string_view key) const;
   std::string Unknown(absl::string_view key) const;  // "unknown key 'x'; did you mean 'y'?"
   std::vector<Field> fields_;

@@ -134,7 +134,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"log:\n  level: loud\n", "'loud' is none of: debug, info, error"},
         BadText{"stops: a\n", "'stops' takes a list"},
         BadText{"stops: [a, [b]]\n", "a list inside a list"},
-        BadText{"stops:\n  - a: b\n", "x.yaml:2: a map inside a list"},
+        BadText{"stops:\n  - a: b\n", "x.yaml:1: 'stops' takes a list of values"},
         BadText{"stops: [a, ~]\n", "an empty list element"},
         BadText{"stops: [a\n", "not valid YAML"},
         BadText{"metrics:\n  buckets: [1, two]\n", "expected a number, found 'two'"},
@@ -277,6 +277,83 @@ TEST(Units, PrintedValuesReadBackExactly) {
   EXPECT_EQ(ParseSeconds("20us").value(), 20e-6);
   EXPECT_EQ(ParseBytes("2GB").value(), 2000000000);
   EXPECT_EQ(ParseBytes("2 kB").value(), 2000);
+}
+
+struct User {
+  std::string name = "nobody";
+  std::vector<std::string> roles = {"guest"};
+  int64_t requests = 0;
+};
+
+struct Users {
+  std::vector<User> users;
+  int64_t last = 0;
+};
+
+YamlSchema SchemaOf(Users* config) {
+  YamlSchema schema;
+  schema.AddRecords<User>(
+      "auth.users", &config->users,
+      [](YamlSchema* s, User* u) {
+        s->Add("name", &u->name, "");
+        s->Add("roles", &u->roles, "");
+        s->Add("quotas.requests", &u->requests, Range<int64_t>(0, 100), "");
+      },
+      "who may come in");
+  schema.Add("last", &config->last, Range<int64_t>(0, 9), "");
+  return schema;
+}
+
+TEST(YamlRecords, AreReadAndPrinted) {
+  Users config;
+  YamlSchema schema = SchemaOf(&config);
+  EXPECT_EQ(schema.Print(), "auth:\n  users: []\nlast: 0\n");
+  const char kText[] =
+      "auth:\n  users:\n    - name: ann\n      quotas: {requests: 4}\n    - roles: [a, b]\nlast: "
+      "3\n";
+  ASSERT_TRUE(schema.LoadText(kText, "x.yaml").ok());
+  ASSERT_EQ(config.users.size(), 2);
+  EXPECT_EQ(config.users[0].name, "ann");
+  EXPECT_EQ(config.users[0].requests, 4);
+  EXPECT_THAT(config.users[0].roles, ElementsAre("guest"));
+  EXPECT_EQ(config.users[1].name, "nobody");
+  EXPECT_THAT(config.users[1].roles, ElementsAre("a", "b"));
+  EXPECT_EQ(config.last, 3);
+  Users again;
+  YamlSchema second = SchemaOf(&again);
+  ASSERT_TRUE(second.LoadText(schema.Print(), "printed").ok());
+  EXPECT_EQ(second.Print(), schema.Print());
+  EXPECT_THAT(schema.Print(),
+              HasSubstr("{name: \"ann\", roles: [\"guest\"], quotas: {requests: 4}}"));
+  // A second source replaces the list.
+  ASSERT_TRUE(schema.Set("auth.users=[{name: bob}]").ok());
+  ASSERT_EQ(config.users.size(), 1);
+  EXPECT_EQ(config.users[0].name, "bob");
+  ASSERT_TRUE(schema.Set("auth.users=[]").ok());
+  EXPECT_TRUE(config.users.empty());
+}
+
+TEST(YamlRecords, MistakesNameTheLine) {
+  for (const auto& [text, message] : std::vector<std::pair<std::string, std::string>>{
+           {"auth:\n  users:\n    - nmae: x\n",
+            "x.yaml:3: unknown key 'nmae'; did you mean 'name'?"},
+           {"auth:\n  users:\n    - name: x\n      name: y\n",
+            "x.yaml:4: key 'name' appears twice"},
+           {"auth:\n  users:\n    - quotas: {requests: 101}\n",
+            "x.yaml:3: 'quotas.requests': '101' is out of range"},
+           {"auth:\n  users: [ann]\n", "x.yaml:2: 'auth.users' takes a list of maps"},
+           {"auth:\n  users: {name: ann}\n",
+            "x.yaml:2: 'auth.users' takes a list of maps, not keys"},
+           {"auth:\n  users: ann\n", "x.yaml:2: 'auth.users' takes a list of maps"},
+           {"auth:\n  users: [{name: a}, b]\n", "x.yaml:2: a list of both values and maps"},
+           {"auth:\n  users: [b, {name: a}]\n", "x.yaml:2: a list of both values and maps"},
+           {"auth:\n  users:\n    - roles: [{a: b}]\n",
+            "x.yaml:3: a list of maps inside a map of a list"},
+           {"auth:\n  users:\n    -\n", "an empty list element"}}) {
+    Users config;
+    const absl::Status status = SchemaOf(&config).LoadText(text, "x.yaml");
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message)) << text;
+  }
 }
 
 }  // namespace
