@@ -1,8 +1,10 @@
 #pragma once
-// What every RPC has in common: counters at start and end, one log line, errors turned into gRPC
-// status with details. Authentication will stand here too.
+// What every RPC has in common: who calls and whether they may, counters at start and end, one log
+// line, errors turned into gRPC status with details.
 
+#include <memory>
 #include <string>
+#include <type_traits>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -10,21 +12,30 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
+#include "server/authenticator.h"
 #include "server/convert.h"
+#include "server/live_config.h"
 #include "server/log.h"
 #include "server/metrics.h"
+#include "server/model_registry.h"
 #include "server/wire.h"
 
 namespace skein::server {
 
+class RequestLog;
+
 // What the services work with. Constant after start; everything pointed to is thread-safe and
 // outlives the server.
 struct ServiceContext {
-  const ServerConfig* config = nullptr;
-  const ServedModel* model = nullptr;
-  const Converter* converter = nullptr;
-  engine::Engine* engine = nullptr;
+  const LiveConfig* config = nullptr;
+  ModelRegistry* models = nullptr;
+  engine::ConversationStore* conversations = nullptr;
+  RequestLog* requests = nullptr;
   Metrics* metrics = nullptr;
+  const Authenticator* auth = nullptr;
+
+  // The model of this name (empty: the default) and the configuration in force, for one request.
+  absl::StatusOr<ModelUse> Use(absl::string_view model) const;
 };
 
 // Names of the API, string literals.
@@ -39,6 +50,12 @@ class Call {
   Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context);
 
   const ServiceContext& services() const { return *services_; }
+  // Whether the caller may call this method. An error ends the call before its request is read.
+  const absl::Status& access() const { return access_; }
+  // Who calls: tenant, scopes, quotas. Nobody when access() is an error.
+  const Principal& principal() const { return *principal_; }
+  // The request: access() when that is an error, else what wire.h says.
+  absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message* request) const;
   absl::Time start() const { return start_; }
   absl::Time deadline() const;
   // True when the gRPC deadline has passed (or is about to: timers of the transport are not exact).
@@ -56,13 +73,15 @@ class Call {
   Method method_;
   grpc::CallbackServerContext* context_;
   absl::Time start_;
+  absl::Status access_;
+  std::shared_ptr<const Principal> principal_;
 };
 
 // 128 random bits as text, for requests that came without an id.
 std::string NewRequestId();
 
-// A unary RPC: parse, `handler(const Request&, Response*) -> absl::Status`, serialise. Handlers are
-// quick.
+// A unary RPC: parse, `handler([const Call&,] const Request&, Response*) -> absl::Status`,
+// serialise. Handlers are quick.
 template <typename Request, typename Response, typename Handler>
 grpc::ServerUnaryReactor* Unary(const ServiceContext& services, Method method,
                                 grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
@@ -70,8 +89,14 @@ grpc::ServerUnaryReactor* Unary(const ServiceContext& services, Method method,
   Call call(services, method, context);
   Request request;
   Response response;
-  absl::Status status = Parse(*in, &request);
-  if (status.ok()) status = handler(request, &response);
+  absl::Status status = call.Parse(*in, &request);
+  if (status.ok()) {
+    if constexpr (std::is_invocable_v<Handler, const Call&, const Request&, Response*>) {
+      status = handler(call, request, &response);
+    } else {
+      status = handler(request, &response);
+    }
+  }
   if (status.ok()) Serialize(response, out);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   LogLine line(Call::LevelOf(status), "rpc");

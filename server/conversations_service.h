@@ -28,7 +28,7 @@ class ConversationsService final : public RawConversations {
   grpc::ServerUnaryReactor* Rewind(Context* context, const Bytes* in, Bytes* out) override;
 
  private:
-  engine::ConversationStore& store() const { return services_.engine->conversations(); }
+  engine::ConversationStore& store() const { return *services_.conversations; }
 
   const ServiceContext services_;
 };

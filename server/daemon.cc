@@ -3,18 +3,17 @@
 #include <openssl/sha.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/escaping.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
-#include "engine/checkpoint.h"
-#include "nlohmann/json.hpp"
 #include "server/log.h"
+#include "server/security_config.h"
 #include "server/version.h"
 
 namespace skein::server {
@@ -30,138 +29,61 @@ std::string Sha256(const std::string& text) {
       absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest)));
 }
 
-// auto: what the file holds; fp16 fits into fp32 only.
-engine::DType WeightsFor(const std::string& choice, const engine::Checkpoint& checkpoint) {
-  if (choice == "bf16") return engine::DType::kBF16;
-  if (choice == "fp32") return engine::DType::kF32;
-  const engine::TensorView* embedding = checkpoint.Find("emb.weight");
-  const bool bf16 = embedding != nullptr && embedding->dtype == engine::DType::kBF16;
-  return bf16 ? engine::DType::kBF16 : engine::DType::kF32;
-}
-
-std::string Meta(const std::map<std::string, std::string>& metadata, const char* key) {
-  const auto it = metadata.find(key);
-  return it == metadata.end() ? std::string() : it->second;
-}
-
-std::vector<std::string> JsonStrings(const std::string& text) {
-  const auto list = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  std::vector<std::string> out;
-  if (!list.is_array()) return out;
-  for (const auto& item : list) {
-    if (item.is_string()) out.push_back(item.get<std::string>());
-  }
-  return out;
-}
-
-const char* Name(engine::DType type) { return type == engine::DType::kBF16 ? "bf16" : "fp32"; }
-
-absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
-  return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const ServerConfig& config,
                                                       const std::string& effective_config,
                                                       std::function<void(double)> progress) {
-  std::unique_ptr<Daemon> daemon(new Daemon());
-  daemon->config_ = config;
+  std::unique_ptr<Daemon> daemon(new Daemon(config));
+  daemon->metrics_ = std::make_unique<Metrics>(config.metrics, Sha256(effective_config));
+  daemon->conversations_ = std::make_unique<engine::ConversationStore>(config.ToStoreOptions());
+  daemon->requests_ = std::make_unique<RequestLog>(config.ToRequestLogOptions());
+  daemon->models_ = std::make_unique<ModelRegistry>();
   SKEIN_RETURN_IF_ERROR(daemon->Load(std::move(progress)));
-  SKEIN_RETURN_IF_ERROR(daemon->Listen(effective_config));
+  SKEIN_RETURN_IF_ERROR(daemon->Listen());
   daemon->CheckHealth();
   return daemon;
 }
 
 absl::Status Daemon::Load(std::function<void(double)> progress) {
-  std::string error;
-  device_ =
-      kernels::NewCpuDevice({static_cast<int>(config_.cpu.threads), config_.cpu.tier}, &error);
-  if (device_ == nullptr) return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
-
-  SKEIN_ASSIGN_OR_RETURN(const auto checkpoint, engine::Checkpoint::Open(config_.model.path));
-  SKEIN_ASSIGN_OR_RETURN(tokenizer_, engine::TokenizerFor(*checkpoint, config_.model.vocabulary));
-  SKEIN_ASSIGN_OR_RETURN(engine::ChatTemplate chat, engine::ChatTemplate::For(*checkpoint));
-  chat_ = std::make_unique<engine::ChatTemplate>(std::move(chat));
-  metadata_ = checkpoint->metadata();
-  weights_ = WeightsFor(config_.model.weights, *checkpoint);
-
-  engine::ModelOptions options;
-  options.weights = weights_;
-  options.max_tokens = static_cast<int32_t>(config_.engine.max_step_tokens);
-  options.max_rows = static_cast<int32_t>(config_.engine.slots);
-  options.max_logits = options.max_rows;
-  options.progress = std::move(progress);
-  absl::StatusOr<std::unique_ptr<engine::Model>> model =
-      engine::Model::Load(*checkpoint, *device_, options);
-  if (!model.ok()) return Prefix(model.status(), absl::StrCat(config_.model.path, ": "));
-  model_ = *std::move(model);
-  fingerprint_ = checkpoint->Fingerprint();
-  served_ = {config_.ModelName(), tokenizer_.get(), chat_.get(), model_->config().V};
-  converter_ = std::make_unique<Converter>(config_, served_);
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  SKEIN_ASSIGN_OR_RETURN(
+      std::unique_ptr<ServedInstance> instance,
+      LoadInstance(config->model, {*config, *conversations_, *metrics_}, std::move(progress)));
+  const std::string name = instance->name();
+  models_->Add(name, &instance, /*replace=*/false);
   return absl::OkStatus();
 }
 
-absl::Status Daemon::Listen(const std::string& effective_config) {
-  const engine::ModelConfig& m = model_->config();
-  metrics_ =
-      std::make_unique<Metrics>(config_.metrics,
-                                ModelLabels{served_.name, m.ToString(),
-                                            absl::StrCat(absl::Hex(fingerprint_, absl::kZeroPad16)),
-                                            Name(weights_), tokenizer_->kind()},
-                                Sha256(effective_config));
-  SKEIN_ASSIGN_OR_RETURN(engine_,
-                         engine::Engine::Create(*model_, *device_, *tokenizer_, fingerprint_,
-                                                config_.ToEngineOptions(), metrics_.get()));
-  metrics_->Attach(engine_.get(), m.state_floats() * static_cast<int64_t>(sizeof(float)));
-  services_ = {&config_, &served_, converter_.get(), engine_.get(), metrics_.get()};
-  SKEIN_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(services_, device_->info(), Describe()));
-  if (!config_.listen.metrics.empty()) {
-    SKEIN_ASSIGN_OR_RETURN(metrics_address_, metrics_->Expose(config_.listen.metrics));
+absl::Status Daemon::Listen() {
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  services_.config = &config_;
+  services_.models = models_.get();
+  services_.conversations = conversations_.get();
+  services_.requests = requests_.get();
+  services_.metrics = metrics_.get();
+  services_.auth = &auth_;
+  SKEIN_RETURN_IF_ERROR(Configure(config->auth, &auth_));
+  SKEIN_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(services_));
+  if (!config->listen.metrics.empty()) {
+    SKEIN_ASSIGN_OR_RETURN(metrics_address_, metrics_->Expose(config->listen.metrics));
   }
   return absl::OkStatus();
-}
-
-v1::Model Daemon::Describe() const {
-  const engine::ModelConfig& m = model_->config();
-  v1::Model out;
-  out.set_name(served_.name);
-  out.set_description(m.ToString());
-  out.set_rwkv_version("7");
-  out.set_layers(m.L);
-  out.set_width(m.C);
-  out.set_heads(m.H);
-  out.set_head_size(m.N);
-  out.set_vocabulary(m.V);
-  out.set_parameters(m.parameters);
-  out.set_weights(Name(weights_));
-  out.set_state_bytes(m.state_floats() * static_cast<int64_t>(sizeof(float)));
-  out.set_tokenizer(tokenizer_->kind());
-  out.set_chat_template(chat_->name());
-  for (const std::string& stop : chat_->stops()) out.add_chat_stops(stop);
-  int64_t context = 0;
-  if (absl::SimpleAtoi(Meta(metadata_, engine::kMetaContext), &context))
-    out.set_training_context(context);
-  out.set_about(ToUtf8(Meta(metadata_, engine::kMetaDescription)));
-  for (const std::string& example : JsonStrings(Meta(metadata_, engine::kMetaExamples))) {
-    out.add_examples(example);
-  }
-  out.set_fingerprint(absl::StrCat(absl::Hex(fingerprint_, absl::kZeroPad16)));
-  return out;
 }
 
 void Daemon::LogReady() const {
-  const kernels::DeviceInfo& device = device_->info();
-  const int64_t state = model_->config().state_floats() * static_cast<int64_t>(sizeof(float));
+  const std::shared_ptr<ServedInstance> instance = models_->Find("");
+  const kernels::DeviceInfo& device = instance->device->info();
+  const v1::Model& model = instance->description;
   LogLine(LogLevel::kInfo, "ready")
       .With("version", kVersion)
-      .With("model", served_.name)
-      .With("description", model_->config().ToString())
-      .With("weights", Name(weights_))
+      .With("model", model.name())
+      .With("description", model.description())
+      .With("weights", model.weights())
       .With("device", absl::StrCat(device.name, "/", device.tier))
       .With("threads", device.threads)
-      .With("slots", config_.engine.slots)
-      .With("bytes_per_conversation", base::FormatBytes(state))
+      .With("slots", instance->engine->gauges().slots)
+      .With("bytes_per_conversation", base::FormatBytes(model.state_bytes()))
       .With("grpc", address())
       .With("metrics", metrics_address_.empty()
                            ? "none"
@@ -169,13 +91,18 @@ void Daemon::LogReady() const {
 }
 
 std::string Daemon::device_name() const {
-  const kernels::DeviceInfo& device = device_->info();
+  const std::shared_ptr<ServedInstance> instance = models_->Find("");
+  const kernels::DeviceInfo& device = instance->device->info();
   return absl::StrCat(device.name, "/", device.tier, ", ", device.threads, " threads");
 }
 
 void Daemon::CheckHealth() {
+  requests_->Expire();
+  grpc_->Maintain();
+  bool healthy = models_->Find("") != nullptr;
+  for (const auto& instance : models_->All()) healthy = healthy && instance->engine->healthy();
   absl::MutexLock lock(&health_mu_);
-  const bool serving = !draining_.load() && engine_->healthy();
+  const bool serving = !draining_.load() && healthy;
   if (serving == serving_) return;
   serving_ = serving;
   grpc_->SetServing(serving);
@@ -190,10 +117,19 @@ void Daemon::Drain(absl::Time deadline) {
     draining_.store(true);
     grpc_->SetServing(false);
   }
-  engine_->Drain(deadline);
+  DrainInstances(deadline);
+}
+
+void Daemon::DrainInstances(absl::Time deadline) {
+  std::vector<std::thread> drains;
+  for (const auto& instance : models_->All()) {
+    drains.emplace_back([instance, deadline] { instance->engine->Drain(deadline); });
+  }
+  for (std::thread& drain : drains) drain.join();
 }
 
 void Daemon::Shutdown(absl::Time deadline) {
+  grpc_->EndWatches();
   while (metrics_->live_calls() > 0 && absl::Now() < deadline)
     absl::SleepFor(absl::Milliseconds(5));
   // Every answer is with the transport; connections that are still open do not count.
@@ -201,10 +137,10 @@ void Daemon::Shutdown(absl::Time deadline) {
 }
 
 Daemon::~Daemon() {
-  if (metrics_ != nullptr) metrics_->Detach();
   if (grpc_ != nullptr) grpc_->Shutdown(absl::Now());
   // Before the services: an event that is still on its way refers to them.
-  engine_.reset();
+  if (models_ != nullptr) DrainInstances(absl::InfinitePast());
+  models_.reset();
 }
 
 }  // namespace skein::server

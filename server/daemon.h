@@ -1,25 +1,23 @@
 #pragma once
-// The whole daemon as one object: checkpoint -> device, model, tokenizer, template -> engine ->
-// metrics, gRPC. Made by main() and by the serving benchmark.
+// The whole daemon as one object: metrics, conversations, models, gRPC. Made by main() and by the
+// serving benchmark.
 
 #include <atomic>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "engine/chat_template.h"
 #include "engine/engine.h"
-#include "engine/models/model.h"
-#include "engine/tokenizer.h"
-#include "kernels/device.h"
 #include "server/config.h"
-#include "server/convert.h"
 #include "server/grpc_server.h"
+#include "server/live_config.h"
 #include "server/metrics.h"
+#include "server/model_registry.h"
+#include "server/request_log.h"
 
 namespace skein::server {
 
@@ -43,31 +41,27 @@ class Daemon {
   // Once a second: health follows the engine's heartbeat until Drain.
   void CheckHealth();
 
-  engine::Engine& engine() { return *engine_; }
+  // Of the default model, for benchmarks: there is one as long as nobody unloads it.
+  engine::Engine& engine() { return *models_->Find("")->engine; }
   const std::string& address() const { return grpc_->address(); }
   std::string device_name() const;  // "cpu/avx2, 2 threads"
   // The one line at start: model, device, slots, bytes per conversation, ports.
   void LogReady() const;
 
  private:
-  Daemon() = default;
+  explicit Daemon(const ServerConfig& config) : config_(config) {}
   absl::Status Load(std::function<void(double)> progress);
-  absl::Status Listen(const std::string& effective_config);
-  v1::Model Describe() const;
+  absl::Status Listen();
+  void DrainInstances(absl::Time deadline);
 
-  // Constant after Start. In the order of construction: each needs those before it.
-  ServerConfig config_;
-  std::unique_ptr<kernels::Device> device_;
-  std::unique_ptr<engine::Tokenizer> tokenizer_;
-  std::unique_ptr<engine::ChatTemplate> chat_;
-  std::map<std::string, std::string> metadata_;  // of the checkpoint
-  uint64_t fingerprint_ = 0;
-  engine::DType weights_ = engine::DType::kBF16;
-  std::unique_ptr<engine::Model> model_;
-  ServedModel served_;
-  std::unique_ptr<Converter> converter_;
+  // Constant after Start, and with their own synchronisation. In the order of construction: each
+  // needs those before it.
+  LiveConfig config_;
   std::unique_ptr<Metrics> metrics_;
-  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<engine::ConversationStore> conversations_;
+  std::unique_ptr<RequestLog> requests_;
+  std::unique_ptr<ModelRegistry> models_;
+  Authenticator auth_;
   ServiceContext services_;
   std::unique_ptr<GrpcServer> grpc_;
   std::string metrics_address_;

@@ -2,16 +2,15 @@
 
 #include <utility>
 
+#include "engine/base/check.h"
 #include "server/version.h"
 
 namespace skein::server {
 
-InfoService::InfoService(const ServiceContext& services, const kernels::DeviceInfo& device,
-                         v1::Model model)
-    : services_(services), device_(device), model_(std::move(model)), start_(absl::Now()) {}
+namespace {
 
-v1::Limits InfoService::Limits() const {
-  const LimitsConfig& c = services_.config->limits;
+v1::Limits LimitsOf(const ServerConfig& config) {
+  const LimitsConfig& c = config.limits;
   v1::Limits out;
   out.set_max_prompt_tokens(c.prompt_tokens);
   out.set_max_tokens(static_cast<int32_t>(c.max_tokens));
@@ -22,25 +21,29 @@ v1::Limits InfoService::Limits() const {
   out.set_max_queued(static_cast<int32_t>(c.queued));
   out.set_max_queued_tokens(c.queued_tokens);
   out.set_max_score_continuations(static_cast<int32_t>(c.score_continuations));
-  out.set_max_message_bytes(services_.config->listen.max_message_bytes);
+  out.set_max_message_bytes(config.listen.max_message_bytes);
   return out;
 }
+
+}  // namespace
 
 grpc::ServerUnaryReactor* InfoService::GetServerInfo(Context* context, const Bytes* in,
                                                      Bytes* out) {
   return Unary<v1::GetServerInfoRequest, v1::ServerInfo>(
       services_, {kName, "GetServerInfo"}, context, in, out,
       [this](const v1::GetServerInfoRequest&, v1::ServerInfo* response) -> absl::Status {
-        const engine::EngineGauges gauges = services_.engine->gauges();
+        SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(""));
+        const engine::EngineGauges gauges = model.engine().gauges();
+        const kernels::DeviceInfo& device = model.instance().device->info();
         response->set_version(kVersion);
-        response->set_device(device_.name);
-        response->set_device_tier(device_.tier);
+        response->set_device(device.name);
+        response->set_device_tier(device.tier);
         response->set_slots(gauges.slots);
         ToProto(absl::Now() - start_, response->mutable_uptime());
         response->set_draining(gauges.draining);
-        *response->mutable_limits() = Limits();
-        *response->mutable_default_sampling() = ToProto(services_.config->DefaultSampling());
-        *response->mutable_default_stopping() = ToProto(services_.config->DefaultStopping());
+        *response->mutable_limits() = LimitsOf(model.config());
+        *response->mutable_default_sampling() = ToProto(model.config().DefaultSampling());
+        *response->mutable_default_stopping() = ToProto(model.config().DefaultStopping());
         return absl::OkStatus();
       });
 }
@@ -49,7 +52,15 @@ grpc::ServerUnaryReactor* InfoService::ListModels(Context* context, const Bytes*
   return Unary<v1::ListModelsRequest, v1::ListModelsResponse>(
       services_, {kName, "ListModels"}, context, in, out,
       [this](const v1::ListModelsRequest&, v1::ListModelsResponse* response) -> absl::Status {
-        *response->add_models() = model_;
+        const std::string first = services_.models->default_name();
+        for (const auto& [name, instance] : services_.models->Named()) {
+          v1::Model* model = response->add_models();
+          *model = instance->description;
+          model->set_is_default(name == first);
+          // The default comes first.
+          if (model->is_default())
+            response->mutable_models()->SwapElements(0, response->models_size() - 1);
+        }
         return absl::OkStatus();
       });
 }

@@ -13,8 +13,7 @@ class InfoService final : public RawInfo {
  public:
   static constexpr char kName[] = "skein.v1.Info";
 
-  // `device` and `model`: what does not change while the daemon runs.
-  InfoService(const ServiceContext& services, const kernels::DeviceInfo& device, v1::Model model);
+  explicit InfoService(const ServiceContext& services) : services_(services), start_(absl::Now()) {}
 
   using Context = grpc::CallbackServerContext;
   using Bytes = grpc::ByteBuffer;
@@ -22,11 +21,7 @@ class InfoService final : public RawInfo {
   grpc::ServerUnaryReactor* ListModels(Context* context, const Bytes* in, Bytes* out) override;
 
  private:
-  v1::Limits Limits() const;
-
   const ServiceContext services_;
-  const kernels::DeviceInfo device_;
-  const v1::Model model_;
   const absl::Time start_;
 };
 

@@ -8,8 +8,7 @@
 namespace skein::server {
 namespace {
 
-constexpr size_t kAtOnce = 8;              // continuations of one call in the engine
-constexpr int64_t kUnbounded = INT64_MAX;  // the answer is bounded by the request
+constexpr size_t kAtOnce = 8;  // continuations of one call in the engine
 
 std::string PartId(const std::string& id, size_t part) { return absl::StrCat(id, "#score", part); }
 
@@ -29,8 +28,9 @@ class ScoreCall::Part final : public engine::ScoreSink {
 };
 
 // The engine's ids are ours alone, so that they clash with no other request.
-ScoreCall::ScoreCall(Call call, ScoreCommand command)
-    : StreamCall(std::move(call), kUnbounded),
+ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command)
+    : StreamCall(std::move(call)),
+      model_(std::move(model)),
       request_id_(NewRequestId()),
       command_(std::move(command)),
       results_(command_.continuations.size()) {}
@@ -46,7 +46,7 @@ absl::Status ScoreCall::SubmitMore() {
     request.continuation = command_.continuations[submitted_];
     request.deadline = call().deadline();
     auto self = std::static_pointer_cast<ScoreCall>(shared_from_this());
-    absl::Status status = call().services().engine->Submit(
+    absl::Status status = model_.engine().Submit(
         std::move(request), std::make_shared<Part>(std::move(self), submitted_));
     if (!status.ok()) {
       // The queue is full: the next part that ends tries again.
@@ -73,7 +73,7 @@ v1::ScoreResponse ScoreCall::Answer(size_t part, const Result& r) const {
   bool all_greedy = true;
   for (size_t i = 0; i < std::min(tokens.size(), r.logprobs.size()); ++i) {
     v1::ScoredToken* token = response.add_tokens();
-    const absl::string_view bytes = call().services().model->tokenizer->Bytes(tokens[i]);
+    const absl::string_view bytes = model_.tokenizer().Bytes(tokens[i]);
     token->set_id(tokens[i]);
     token->set_bytes(bytes.data(), bytes.size());
     token->set_logprob(r.logprobs[i]);
@@ -94,25 +94,30 @@ void ScoreCall::OnPartDone(size_t part) {
     --running_;
     // Pushed under the lock: two shards may end parts at once, and the order must hold.
     while (!stopped_ && sent_ < results_.size() && results_[sent_].done) {
-      Push(Answer(sent_, results_[sent_]), 0);
+      Apply(outbox_.Push(Answer(sent_, results_[sent_])));
       results_[sent_] = Result();
       ++sent_;
     }
     all_sent = sent_ == results_.size();
   }
   if (all_sent) {
-    End(absl::OkStatus());
+    Apply(outbox_.End(absl::OkStatus()));
     return;
   }
   if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
 }
 
 void ScoreCall::OnPartError(const absl::Status& status) {
-  OnGone();
-  End(status);
+  Stop();
+  Apply(outbox_.End(status));
 }
 
-void ScoreCall::OnGone() {
+ScoreCall::Action ScoreCall::Gone(const absl::Status& status) {
+  Stop();
+  return outbox_.Drop(status);
+}
+
+void ScoreCall::Stop() {
   size_t submitted = 0;
   {
     absl::MutexLock lock(&mu_);
@@ -121,7 +126,7 @@ void ScoreCall::OnGone() {
     submitted = submitted_;
   }
   for (size_t part = 0; part < submitted; ++part) {
-    call().services().engine->Cancel(PartId(request_id_, part), /*by_client=*/false);
+    model_.engine().Cancel(PartId(request_id_, part), /*by_client=*/false);
   }
 }
 

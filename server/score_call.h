@@ -14,7 +14,7 @@ namespace skein::server {
 
 class ScoreCall final : public StreamCall<v1::ScoreResponse> {
  public:
-  ScoreCall(Call call, ScoreCommand command);
+  ScoreCall(Call call, ModelUse model, ScoreCommand command);
   // Submits the first continuations. An error means that none is running: refuse the call.
   absl::Status Start();
 
@@ -27,7 +27,8 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
     bool done = false;
   };
 
-  void OnGone() override;
+  Action Written(bool ok) override { return outbox_.WriteDone(ok); }
+  Action Gone(const absl::Status& status) override;
   void OnEnd(const absl::Status& status) override;
   // Submits while there is room; returns the refusal when nothing is running, so nobody would try
   // again.
@@ -35,10 +36,13 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   void OnScores(size_t part, const engine::ScoreEvent& event);
   void OnPartDone(size_t part);
   void OnPartError(const absl::Status& status);
+  void Stop();  // what still runs is cancelled
   v1::ScoreResponse Answer(size_t part, const Result& result) const;
 
+  const ModelUse model_;
   const std::string request_id_;
   const ScoreCommand command_;
+  Outbox<v1::ScoreResponse> outbox_;
   absl::Mutex mu_;
   std::vector<Result> results_ ABSL_GUARDED_BY(mu_);
   size_t submitted_ ABSL_GUARDED_BY(mu_) = 0;

@@ -1,0 +1,44 @@
+#pragma once
+// The models that are served, by name, and what one request takes of them. See instance_registry.h
+// for how long an instance lives.
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/instance_registry.h"
+#include "server/live_config.h"
+#include "server/served_instance.h"
+
+namespace skein::server {
+
+class ModelRegistry : public InstanceRegistry<ServedInstance> {
+ public:
+  // NOT_FOUND tells what is served; UNAVAILABLE when the default is asked for and nothing is.
+  absl::StatusOr<Ref> Resolve(absl::string_view name) const;
+  // Those that are served and those that only finish what they have begun.
+  std::vector<Ref> All() const;
+  // How long a client that was refused should wait: by the default model's queue.
+  absl::Duration RetryDelay() const;
+};
+
+// A model in use by one request, and the configuration as it was when the request came. Keeps both
+// alive: whoever gives a sink to the engine keeps one of these until the sink's last event.
+class ModelUse {
+ public:
+  ModelUse(std::shared_ptr<const ServerConfig> config, std::shared_ptr<ServedInstance> instance)
+      : config_(std::move(config)), instance_(std::move(instance)) {}
+
+  const ServerConfig& config() const { return *config_; }
+  const ServedInstance& instance() const { return *instance_; }
+  engine::Engine& engine() const { return *instance_->engine; }
+  const engine::Tokenizer& tokenizer() const { return *instance_->tokenizer; }
+  Converter converter() const { return Converter(*config_, instance_->served); }
+
+ private:
+  std::shared_ptr<const ServerConfig> config_;
+  std::shared_ptr<ServedInstance> instance_;  // shared with the registry and other requests
+};
+
+}  // namespace skein::server

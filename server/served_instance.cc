@@ -1,0 +1,131 @@
+#include "server/served_instance.h"
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/checkpoint.h"
+#include "nlohmann/json.hpp"
+
+namespace skein::server {
+namespace {
+
+using Metadata = std::map<std::string, std::string>;
+
+// auto: what the file holds; fp16 fits into fp32 only.
+engine::DType WeightsFor(const std::string& choice, const engine::Checkpoint& checkpoint) {
+  if (choice == "bf16") return engine::DType::kBF16;
+  if (choice == "fp32") return engine::DType::kF32;
+  const engine::TensorView* embedding = checkpoint.Find("emb.weight");
+  const bool bf16 = embedding != nullptr && embedding->dtype == engine::DType::kBF16;
+  return bf16 ? engine::DType::kBF16 : engine::DType::kF32;
+}
+
+const char* Name(engine::DType type) { return type == engine::DType::kBF16 ? "bf16" : "fp32"; }
+
+std::string Meta(const Metadata& metadata, const char* key) {
+  const auto it = metadata.find(key);
+  return it == metadata.end() ? std::string() : it->second;
+}
+
+std::vector<std::string> JsonStrings(const std::string& text) {
+  const auto list = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  std::vector<std::string> out;
+  if (!list.is_array()) return out;
+  for (const auto& item : list) {
+    if (item.is_string()) out.push_back(item.get<std::string>());
+  }
+  return out;
+}
+
+int64_t StateBytes(const engine::ModelConfig& config) {
+  return config.state_floats() * static_cast<int64_t>(sizeof(float));
+}
+
+v1::Model Describe(const ServedInstance& instance, const Metadata& metadata, engine::DType weights,
+                   uint64_t fingerprint) {
+  const engine::ModelConfig& m = instance.model->config();
+  v1::Model out;
+  out.set_name(instance.name());
+  out.set_description(m.ToString());
+  out.set_rwkv_version("7");
+  out.set_layers(m.L);
+  out.set_width(m.C);
+  out.set_heads(m.H);
+  out.set_head_size(m.N);
+  out.set_vocabulary(m.V);
+  out.set_parameters(m.parameters);
+  out.set_weights(Name(weights));
+  out.set_state_bytes(StateBytes(m));
+  out.set_tokenizer(instance.tokenizer->kind());
+  out.set_chat_template(instance.chat->name());
+  for (const std::string& stop : instance.chat->stops()) out.add_chat_stops(stop);
+  int64_t context = 0;
+  if (absl::SimpleAtoi(Meta(metadata, engine::kMetaContext), &context))
+    out.set_training_context(context);
+  out.set_about(ToUtf8(Meta(metadata, engine::kMetaDescription)));
+  for (const std::string& example : JsonStrings(Meta(metadata, engine::kMetaExamples))) {
+    out.add_examples(example);
+  }
+  out.set_fingerprint(absl::StrCat(absl::Hex(fingerprint, absl::kZeroPad16)));
+  return out;
+}
+
+absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
+  return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
+}
+
+}  // namespace
+
+int64_t ServedInstance::bytes() const {
+  return model->weight_bytes() + engine->gauges().slots * description.state_bytes();
+}
+
+ServedInstance::~ServedInstance() {
+  if (metrics != nullptr) metrics->Detach();
+}
+
+absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
+    const ModelSource& source, const InstanceParts& parts,
+    std::function<void(double fraction)> progress) {
+  const ServerConfig& config = parts.config;
+  auto out = std::make_unique<ServedInstance>();
+  out->path = source.path;
+  std::string error;
+  out->device =
+      kernels::NewCpuDevice({static_cast<int>(config.cpu.threads), config.cpu.tier}, &error);
+  if (out->device == nullptr) return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
+
+  SKEIN_ASSIGN_OR_RETURN(const auto checkpoint, engine::Checkpoint::Open(source.path));
+  SKEIN_ASSIGN_OR_RETURN(out->tokenizer, engine::TokenizerFor(*checkpoint, source.vocabulary));
+  SKEIN_ASSIGN_OR_RETURN(engine::ChatTemplate chat, engine::ChatTemplate::For(*checkpoint));
+  out->chat = std::make_unique<engine::ChatTemplate>(std::move(chat));
+
+  const engine::EngineOptions engine_options = config.ToEngineOptions();
+  engine::ModelOptions options;
+  options.weights = WeightsFor(source.weights, *checkpoint);
+  options.max_tokens = engine_options.max_step_tokens;
+  options.max_rows = engine_options.slots;
+  options.max_logits = engine_options.slots;
+  options.progress = std::move(progress);
+  auto model = engine::Model::Load(*checkpoint, *out->device, options);
+  if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
+  out->model = *std::move(model);
+
+  const uint64_t fingerprint = checkpoint->Fingerprint();
+  out->served = {source.Name(), out->tokenizer.get(), out->chat.get(), out->model->config().V};
+  out->description = Describe(*out, checkpoint->metadata(), options.weights, fingerprint);
+  const v1::Model& d = out->description;
+  out->metrics = parts.metrics.AddModel(
+      {d.name(), d.description(), d.fingerprint(), d.weights(), d.tokenizer()});
+  SKEIN_ASSIGN_OR_RETURN(
+      out->engine, engine::Engine::Create(*out->model, *out->device, *out->tokenizer, fingerprint,
+                                          engine_options, parts.conversations, out->metrics.get()));
+  out->metrics->Attach(out->engine.get(), d.state_bytes());
+  return out;
+}
+
+}  // namespace skein::server

@@ -1,0 +1,59 @@
+#pragma once
+// One loaded checkpoint and all that serves it: device, tokenizer, template, model, engine.
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/chat_template.h"
+#include "engine/engine.h"
+#include "engine/models/model.h"
+#include "engine/store/conversation_store.h"
+#include "engine/tokenizer.h"
+#include "kernels/device.h"
+#include "server/config.h"
+#include "server/convert.h"
+#include "server/metrics.h"
+#include "skein/v1/info.pb.h"
+
+namespace skein::server {
+
+// Constant once loaded, but for the engine, which is thread-safe. In the order of construction:
+// each member needs those before it.
+struct ServedInstance {
+  ServedInstance() = default;
+  // Ends what still runs.
+  ~ServedInstance();
+  ServedInstance(const ServedInstance&) = delete;
+  ServedInstance& operator=(const ServedInstance&) = delete;
+
+  const std::string& name() const { return served.name; }
+  // What it holds on the device: weights, slots.
+  int64_t bytes() const;
+
+  std::string path;
+  std::unique_ptr<kernels::Device> device;
+  std::shared_ptr<const engine::Tokenizer> tokenizer;  // shared with the records of its requests
+  std::unique_ptr<engine::ChatTemplate> chat;
+  std::unique_ptr<engine::Model> model;
+  ServedModel served;
+  v1::Model description;
+  std::unique_ptr<ModelMetrics> metrics;
+  std::unique_ptr<engine::Engine> engine;
+};
+
+// What one instance shares with others; all of it outlives the instance.
+struct InstanceParts {
+  const ServerConfig& config;
+  engine::ConversationStore& conversations;
+  Metrics& metrics;
+};
+
+// Loads a checkpoint and starts its engine. Takes seconds to minutes. `source.name` may be empty.
+// Errors name the file. `progress` may be empty.
+absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
+    const ModelSource& source, const InstanceParts& parts,
+    std::function<void(double fraction)> progress);
+
+}  // namespace skein::server
