@@ -14,6 +14,9 @@ namespace skein::kernels {
 
 struct OpTable;  // kernels/ops.h
 
+// Memory that this process may use: the machine's, cut to the limit of its control group.
+int64_t UsableMemoryBytes();
+
 // How a CPU operator spreads over threads. The engine brings its own spinning pool
 // (kernels/cpu/thread_pool.h), the trainer's operators run on at::parallel_for, tests run on
 // SerialExecutor.

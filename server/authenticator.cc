@@ -75,10 +75,10 @@ std::optional<Scope> FindScope(absl::string_view name) {
   return std::nullopt;
 }
 
-Sha256Digest Sha256(absl::string_view bytes) {
+Sha256Digest DigestOf(absl::string_view token) {
   static_assert(sizeof(Sha256Digest) == SHA256_DIGEST_LENGTH);
   Sha256Digest digest;
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest.data());
+  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest.data());
   return digest;
 }
 
@@ -107,7 +107,7 @@ absl::Status ClientList::AddCertificate(const std::string& name, Principal princ
 }
 
 std::shared_ptr<const Principal> ClientList::ByToken(absl::string_view token) const {
-  const auto it = tokens_.find(Sha256(token));
+  const auto it = tokens_.find(DigestOf(token));
   return it == tokens_.end() ? nullptr : it->second;
 }
 

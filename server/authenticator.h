@@ -22,7 +22,7 @@ namespace skein::server {
 
 using Sha256Digest = std::array<uint8_t, 32>;
 
-Sha256Digest Sha256(absl::string_view bytes);
+Sha256Digest DigestOf(absl::string_view token);
 
 // What a call shows of its caller. The views live as long as the call.
 struct Credentials {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/check.h"
+#include "server/security_config.h"
 
 namespace skein::server {
 namespace {
@@ -34,6 +35,35 @@ void AddListen(YamlSchema* s, ListenConfig* c) {
                 "clients that ping more often are disconnected");
   s->AddSeconds("listen.max_connection_age", &c->max_connection_age_seconds, Reals(0, 1e8),
                 "ask clients to reconnect after this time; 0: never");
+  s->AddSeconds("listen.max_connection_grace", &c->max_connection_grace_seconds, Reals(0, 1e8),
+                "time for running requests after that");
+  s->AddSeconds("listen.max_connection_idle", &c->max_connection_idle_seconds, Reals(0, 1e8),
+                "close connections without requests after this time; 0: never");
+  s->AddSeconds("listen.handshake", &c->handshake_seconds, Reals(0.1, 3600),
+                "time for TLS and the beginning of HTTP/2");
+  s->Add("listen.max_connections", &c->max_connections, Ints(0, 1 << 20),
+         "connections at once; 0: what the limit of open files leaves");
+  s->AddBytes("listen.transport_memory", &c->transport_memory_bytes, Ints(0, int64_t{1} << 50),
+              "memory for what is on its way to and from clients; 0: an eighth of the memory");
+  s->Add("listen.control", &c->control,
+         "address and port of Control alone; empty: with the other services");
+  s->Add("listen.allow_insecure_public", &c->allow_insecure_public,
+         "listen on other addresses than this machine's own without TLS or without tokens");
+  s->Add("listen.tls.certificate", &c->tls.certificate,
+         "PEM file of the server's certificate and those above it; empty: no TLS");
+  s->Add("listen.tls.key", &c->tls.key, "PEM file of its private key");
+  s->Add("listen.tls.client_ca", &c->tls.client_ca,
+         "PEM file of the authorities whose certificates of clients are believed");
+  s->Add("listen.tls.require_client_certificate", &c->tls.require_client_certificate,
+         "refuse connections without such a certificate");
+}
+
+void AddAuth(YamlSchema* s, AuthConfig* a) {
+  s->AddRecords<ClientConfig>("auth.tokens", &a->tokens, AddClient,
+                              "clients, as `skeind token create` prints them; none: everybody may "
+                              "do everything");
+  s->Add("auth.tokens_file", &a->tokens_file, "YAML file with a list `tokens` of more of them");
+  s->Add("auth.open_health", &a->open_health, "health checks need no token");
 }
 
 void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
@@ -84,6 +114,16 @@ void AddLimits(YamlSchema* s, LimitsConfig* l) {
                 "a reader that is slow for longer loses its request");
 }
 
+void AddRequests(YamlSchema* s, RequestsConfig* r) {
+  s->Add("requests.kept", &r->kept, Ints(1, 1000000),
+         "ended requests of one tenant that a retry or Attach still finds");
+  s->AddBytes("requests.kept_bytes", &r->kept_bytes, Ints(0, int64_t{1} << 40),
+              "their tokens, all tenants together");
+  s->AddSeconds("requests.kept_age", &r->kept_age_seconds, Reals(0, 1e8), "since they ended");
+  s->AddBytes("requests.record", &r->record_bytes, Ints(4096, kGiB),
+              "tokens kept of one running request");
+}
+
 void AddDefaults(YamlSchema* s, DefaultsConfig* d) {
   s->Add("defaults.temperature", &d->temperature, Reals(0, 10), "0 is greedy");
   s->Add("defaults.top_p", &d->top_p, Reals(1e-6, 1), "smallest set of tokens with this mass");
@@ -123,12 +163,27 @@ void AddRest(YamlSchema* s, ServerConfig* c) {
 
 }  // namespace
 
+void AddClient(YamlSchema* s, ClientConfig* c) {
+  s->Add("name", &c->name, "shown in logs");
+  s->Add("hash", &c->hash, "SHA-256 of the token");
+  s->Add("certificate", &c->certificate, "name in the client's certificate, instead of a token");
+  s->Add("tenant", &c->tenant, "whose conversations and quotas; empty: the same as the name");
+  s->Add("scopes", &c->scopes, "generate, conversations, state_io, admin");
+  constexpr int64_t kMost = int64_t{1} << 50;
+  s->Add("quotas.requests", &c->quotas.requests, Ints(0, kMost), "running and waiting");
+  s->Add("quotas.queued_tokens", &c->quotas.queued_tokens, Ints(0, kMost), "that wait");
+  s->Add("quotas.conversations", &c->quotas.conversations, Ints(0, kMost), "kept");
+  s->AddBytes("quotas.bytes", &c->quotas.bytes, Ints(0, kMost), "of the kept ones");
+}
+
 base::YamlSchema MakeSchema(ServerConfig* config) {
   YamlSchema schema;
   AddListen(&schema, &config->listen);
+  AddAuth(&schema, &config->auth);
   AddModel(&schema, &config->model, &config->cpu);
   AddEngine(&schema, &config->engine);
   AddLimits(&schema, &config->limits);
+  AddRequests(&schema, &config->requests);
   AddDefaults(&schema, &config->defaults);
   AddConversations(&schema, &config->conversations);
   AddRest(&schema, config);
@@ -169,7 +224,7 @@ absl::Status Validate(const ServerConfig& c) {
         "engine.max_step_tokens (", c.engine.max_step_tokens, ") is less than engine.slots (",
         c.engine.slots, "): each running request needs one token a step"));
   }
-  if (c.listen.address.empty()) return absl::InvalidArgumentError("listen.address is empty");
+  SKEIN_RETURN_IF_ERROR(ValidateSecurity(c.listen, c.auth));
   double last = 0;
   for (double bucket : c.metrics.latency_buckets) {
     if (!(bucket > last)) {
@@ -192,10 +247,26 @@ engine::EngineOptions ServerConfig::ToEngineOptions() const {
   o.output_shards = static_cast<int32_t>(engine.output_shards);
   o.slow_reader_limit = absl::Seconds(limits.outbox_age_seconds);
   o.stall_limit = absl::Seconds(engine.stall_seconds);
-  o.conversations.budget_bytes = conversations.budget_bytes;
-  o.conversations.token_budget_bytes = conversations.token_budget_bytes;
-  o.conversations.history = static_cast<int32_t>(conversations.history);
-  o.conversations.max_conversations = static_cast<int32_t>(conversations.max);
+  return o;
+}
+
+engine::ConversationStoreOptions ServerConfig::ToStoreOptions() const {
+  engine::ConversationStoreOptions o;
+  o.budget_bytes = conversations.budget_bytes;
+  o.token_budget_bytes = conversations.token_budget_bytes;
+  o.history = static_cast<int32_t>(conversations.history);
+  o.max_conversations = static_cast<int32_t>(conversations.max);
+  return o;
+}
+
+RequestLogOptions ServerConfig::ToRequestLogOptions() const {
+  RequestLogOptions o;
+  o.kept = requests.kept;
+  o.kept_bytes = requests.kept_bytes;
+  o.kept_age = absl::Seconds(requests.kept_age_seconds);
+  o.record.bytes = requests.record_bytes;
+  o.record.reader_tokens = limits.outbox_tokens;
+  o.record.reader_age = absl::Seconds(limits.outbox_age_seconds);
   return o;
 }
 
@@ -219,12 +290,12 @@ engine::StoppingOptions ServerConfig::DefaultStopping() const {
   return o;
 }
 
-std::string ServerConfig::ModelName() const {
-  if (!model.name.empty()) return model.name;
-  const size_t slash = model.path.rfind('/');
-  std::string name = slash == std::string::npos ? model.path : model.path.substr(slash + 1);
-  const size_t dot = name.rfind('.');
-  return dot == std::string::npos || dot == 0 ? name : name.substr(0, dot);
+std::string ModelSource::Name() const {
+  if (!name.empty()) return name;
+  const size_t slash = path.rfind('/');
+  std::string file = slash == std::string::npos ? path : path.substr(slash + 1);
+  const size_t dot = file.rfind('.');
+  return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
 }
 
 }  // namespace skein::server

@@ -11,19 +11,58 @@
 #include "absl/strings/string_view.h"
 #include "engine/base/strict_yaml.h"
 #include "engine/engine.h"
+#include "engine/quotas.h"
 #include "engine/request.h"
+#include "server/request_log_options.h"
 
 namespace skein::server {
 
+struct TlsConfig {
+  std::string certificate;  // PEM file: the server's, then those between it and the root
+  std::string key;          // PEM file
+  std::string
+      client_ca;  // PEM file: who may sign certificates of clients; empty: none are asked for
+  bool require_client_certificate = false;
+
+  bool enabled() const { return !certificate.empty(); }
+};
+
 struct ListenConfig {
   std::string address = "127.0.0.1:50051";
+  std::string control;                     // of Control alone; empty: with the others
   std::string metrics = "127.0.0.1:9464";  // empty: none
   int64_t max_message_bytes = 4 << 20;
   int64_t max_metadata_bytes = 16 << 10;
   int64_t max_streams = 1024;  // of one connection
   double keepalive_seconds = 60;
   double min_client_ping_seconds = 10;
-  double max_connection_age_seconds = 0;  // 0: no limit
+  int64_t max_connections = 0;  // 0: what the limit of open files leaves
+  double handshake_seconds = 10;
+  double max_connection_idle_seconds = 1800;  // 0: no limit
+  double max_connection_age_seconds = 86400;  // 0: no limit
+  double max_connection_grace_seconds = 3600;
+  int64_t transport_memory_bytes = 0;  // 0: an eighth of the memory
+  bool allow_insecure_public = false;
+  TlsConfig tls;
+};
+
+// A client and how it is recognised: by a token or by the name in its certificate.
+struct ClientConfig {
+  std::string name;
+  std::string hash;         // SHA-256 of the token, in hexadecimal digits
+  std::string certificate;  // common name, DNS name or URI
+  std::string tenant;       // empty: the same as the name
+  std::vector<std::string> scopes = {"generate", "conversations"};
+  engine::Quotas quotas;  // of the tenant
+};
+
+struct AuthConfig {
+  std::vector<ClientConfig> tokens;
+  std::string tokens_file;  // a file with more of them
+  bool open_health = true;  // health checks need no token
+
+  // Whether callers must show who they are.
+  bool enabled() const { return !tokens.empty() || !tokens_file.empty(); }
 };
 
 struct ModelSource {
@@ -31,6 +70,9 @@ struct ModelSource {
   std::string name;              // empty: the file's name without folder and ending
   std::string weights = "auto";  // "bf16", "fp32" or "auto"
   std::string vocabulary;        // World-format file, where the checkpoint does not bring its own
+
+  // `name`, or what the path says.
+  std::string Name() const;
 };
 
 struct CpuConfig {
@@ -61,6 +103,13 @@ struct LimitsConfig {
   int64_t forks = 64;
   int64_t outbox_tokens = 1024;
   double outbox_age_seconds = 30;
+};
+
+struct RequestsConfig {
+  int64_t kept = 1024;
+  int64_t kept_bytes = 64 << 20;
+  double kept_age_seconds = 600;
+  int64_t record_bytes = 1 << 20;
 };
 
 struct DefaultsConfig {
@@ -95,10 +144,12 @@ struct MetricsConfig {
 
 struct ServerConfig {
   ListenConfig listen;
+  AuthConfig auth;
   ModelSource model;
   CpuConfig cpu;
   EngineConfig engine;
   LimitsConfig limits;
+  RequestsConfig requests;
   DefaultsConfig defaults;
   ConversationsConfig conversations;
   double drain_seconds = 30;
@@ -106,10 +157,10 @@ struct ServerConfig {
   MetricsConfig metrics;
 
   engine::EngineOptions ToEngineOptions() const;
+  engine::ConversationStoreOptions ToStoreOptions() const;
+  RequestLogOptions ToRequestLogOptions() const;
   engine::SamplingOptions DefaultSampling() const;
   engine::StoppingOptions DefaultStopping() const;
-  // model.name, or what the path says.
-  std::string ModelName() const;
 };
 
 // The table of every key. `config` must outlive it.
@@ -119,7 +170,11 @@ base::YamlSchema MakeSchema(ServerConfig* config);
 // environ. A variable with the prefix that names no key is an error.
 absl::Status ApplyEnvironment(base::YamlSchema* schema, const char* const* environment);
 
-// What single ranges cannot say: how values fit together.
+// The keys of one client in a list of them.
+void AddClient(base::YamlSchema* schema, ClientConfig* client);
+
+// What single ranges cannot say: how values fit together, and whether the certificates and the file
+// of tokens can be used.
 absl::Status Validate(const ServerConfig& config);
 
 }  // namespace skein::server

@@ -1,35 +1,73 @@
 #include "server/grpc_server.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <climits>
 #include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 #include "google/protobuf/stubs/logging.h"
-#include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
+#include "kernels/device.h"
+#include "server/reflection_service.h"
 
 namespace skein::server {
 namespace {
 
-int Milliseconds(double seconds) { return static_cast<int>(seconds * 1000); }
+using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
+
+// Descriptors kept for files, logs, metrics and what gRPC needs for itself.
+constexpr int64_t kOtherDescriptors = 256;
+constexpr int64_t kLeastTransportMemory = int64_t{64} << 20;
+
+int Milliseconds(double seconds) {
+  return static_cast<int>(std::min(seconds * 1000, static_cast<double>(INT_MAX)));
+}
 
 void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(c.max_message_bytes));
-  builder->AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(c.max_metadata_bytes));
-  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(c.max_streams));
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
-                              0);  // a second daemon must not share the port
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(c.keepalive_seconds));
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                              Milliseconds(c.min_client_ping_seconds));
-  if (c.max_connection_age_seconds > 0) {
-    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
-                                Milliseconds(c.max_connection_age_seconds));
+  const auto set = [&](const char* name, int value) { builder->AddChannelArgument(name, value); };
+  set(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(c.max_metadata_bytes));
+  set(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(c.max_streams));
+  set(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(c.keepalive_seconds));
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+  set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+      Milliseconds(c.min_client_ping_seconds));
+  set(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(c.handshake_seconds));
+  set(GRPC_ARG_ENABLE_CHANNELZ, 0);  // nobody reads it, and it costs memory for each connection
+  if (c.max_connection_idle_seconds > 0) {
+    set(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(c.max_connection_idle_seconds));
   }
+  if (c.max_connection_age_seconds > 0) {
+    set(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(c.max_connection_age_seconds));
+    set(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, Milliseconds(c.max_connection_grace_seconds));
+  }
+}
+
+// The limit of open files, raised to what the process may have.
+int64_t Descriptors() {
+  rlimit files{};
+  SKEIN_CHECK(getrlimit(RLIMIT_NOFILE, &files) == 0);
+  const rlimit raised{files.rlim_max, files.rlim_max};
+  if (files.rlim_cur < files.rlim_max && setrlimit(RLIMIT_NOFILE, &raised) == 0) files = raised;
+  return files.rlim_cur == RLIM_INFINITY ? INT_MAX : static_cast<int64_t>(files.rlim_cur);
+}
+
+int64_t ConnectionLimit(const ListenConfig& c) {
+  const int64_t descriptors = Descriptors();
+  const int64_t left = descriptors - std::min(kOtherDescriptors, descriptors / 2);
+  return c.max_connections > 0 ? c.max_connections : left;
+}
+
+int64_t TransportMemory(const ListenConfig& c) {
+  if (c.transport_memory_bytes > 0) return c.transport_memory_bytes;
+  return std::max(kernels::UsableMemoryBytes() / 8, kLeastTransportMemory);
 }
 
 }  // namespace
@@ -37,55 +75,166 @@ void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
 void InitGrpc() {
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // we report errors ourselves
   google::protobuf::SetLogHandler(nullptr);
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::EnableDefaultHealthCheckService(false);  // health_service.h
 }
 
-GrpcServer::GrpcServer(const ServiceContext& services, const kernels::DeviceInfo& device,
-                       v1::Model model)
-    : generation_(services), conversations_(services), info_(services, device, std::move(model)) {}
+// One address and the services there: gRPC ties services to a server, not to an address.
+class GrpcServer::Port {
+ public:
+  Port(const ServiceContext& services, HealthBoard* board, std::vector<NamedService> named)
+      : health_(services, board),
+        reflection_(services, kReflection, NamesOf(named)),
+        old_reflection_(services, kOldReflection, NamesOf(named)),
+        named_(std::move(named)) {}
+  ~Port() { Shutdown(absl::Now()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServiceContext& services,
-                                                              const kernels::DeviceInfo& device,
-                                                              v1::Model model) {
-  const ListenConfig& listen = services.config->listen;
-  auto out = std::unique_ptr<GrpcServer>(new GrpcServer(services, device, std::move(model)));
-  grpc::ServerBuilder builder;
-  SetLimits(listen, &builder);
-  int port = 0;
-  builder.AddListeningPort(listen.address, grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&out->generation_);
-  builder.RegisterService(&out->conversations_);
-  builder.RegisterService(&out->info_);
-  out->server_ = builder.BuildAndStart();
-  if (out->server_ == nullptr || port <= 0) {
-    return absl::UnavailableError(absl::StrCat("listen.address: cannot listen on '", listen.address,
-                                               "': is the port in use, or the address not one of "
-                                               "this machine?"));
+  absl::Status Bind(const char* key, const std::string& address) {
+    SKEIN_ASSIGN_OR_RETURN(listener_, Listener::Bind(address, key));
+    return absl::OkStatus();
   }
-  const bool has_port = listen.address.rfind(':') != std::string::npos;
-  out->address_ = has_port
-                      ? absl::StrCat(listen.address.substr(0, listen.address.rfind(':') + 1), port)
-                      : listen.address;
-  out->SetServing(false);
+
+  absl::Status Serve(grpc::ServerBuilder* builder, std::shared_ptr<grpc::ServerCredentials> creds,
+                     ConnectionTable* connections, RefusedConnections* refused) {
+    for (const NamedService& s : named_) builder->RegisterService(s.service);
+    builder->RegisterService(&health_);
+    builder->RegisterService(&reflection_);
+    builder->RegisterService(&old_reflection_);
+    credentials_ = std::move(creds);
+    using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+    acceptor_ = builder->experimental().AddExternalConnectionAcceptor(Type::FROM_FD, credentials_);
+    server_ = builder->BuildAndStart();
+    if (server_ == nullptr) return absl::InternalError("gRPC does not start");
+    listener_->Start(connections, refused, [this](int listener, int fd) {
+      Acceptor::NewConnectionParameters connection;
+      connection.listener_fd = listener;
+      connection.fd = fd;
+      acceptor_->HandleNewConnection(&connection);
+    });
+    return absl::OkStatus();
+  }
+
+  void StopAccepting() {
+    if (listener_ != nullptr) listener_->Stop();
+  }
+  void Shutdown(absl::Time deadline) {
+    StopAccepting();
+    if (server_ == nullptr) return;
+    server_->Shutdown(absl::ToChronoTime(deadline));
+    server_->Wait();
+  }
+
+  const std::string& address() const { return listener_->address(); }
+  std::vector<std::string> names() const { return NamesOf(named_); }
+
+ private:
+  static std::vector<std::string> NamesOf(const std::vector<NamedService>& named) {
+    std::vector<std::string> names = {HealthService::kName, kReflection.service,
+                                      kOldReflection.service};
+    for (const NamedService& s : named) names.emplace_back(s.name);
+    return names;
+  }
+
+  HealthService health_;
+  ReflectionService reflection_;
+  OldReflectionService old_reflection_;
+  const std::vector<NamedService> named_;
+  std::unique_ptr<Listener> listener_;
+  std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlive the server
+  std::unique_ptr<Acceptor> acceptor_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+GrpcServer::GrpcServer(const ServiceContext& services, const ServerConfig& config)
+    : services_(services),
+      generation_(services),
+      conversations_(services),
+      info_(services),
+      health_({GenerationService::kName, ConversationsService::kName, InfoService::kName}),
+      connections_(ConnectionLimit(config.listen)),
+      quota_("skeind") {
+  quota_.Resize(TransportMemory(config.listen));
+}
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServiceContext& services) {
+  const std::shared_ptr<const ServerConfig> config = services.config->Get();
+  auto out = std::unique_ptr<GrpcServer>(new GrpcServer(services, *config));
+  SKEIN_RETURN_IF_ERROR(out->Open(config->listen));
   return out;
 }
 
-GrpcServer::~GrpcServer() {
-  if (server_ != nullptr) Shutdown(absl::Now());
+absl::Status GrpcServer::Open(const ListenConfig& listen) {
+  if (listen.tls.enabled()) {
+    SKEIN_ASSIGN_OR_RETURN(certificates_, CertificateSource::Create(listen.tls));
+  }
+  return OpenPort("listen.address", listen.address, listen,
+                  {{GenerationService::kName, &generation_},
+                   {ConversationsService::kName, &conversations_},
+                   {InfoService::kName, &info_}});
 }
 
-void GrpcServer::SetServing(bool serving) {
-  grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
-  for (const char* name :
-       {"", GenerationService::kName, ConversationsService::kName, InfoService::kName}) {
-    health->SetServingStatus(name, serving);
+absl::Status GrpcServer::OpenPort(const char* key, const std::string& address,
+                                  const ListenConfig& listen, std::vector<NamedService> named) {
+  auto port = std::make_unique<Port>(services_, &health_, std::move(named));
+  SKEIN_RETURN_IF_ERROR(port->Bind(key, address));
+  grpc::ServerBuilder builder;
+  SetLimits(listen, &builder);
+  builder.SetResourceQuota(quota_);
+  SKEIN_RETURN_IF_ERROR(port->Serve(&builder,
+                                    certificates_ != nullptr ? certificates_->NewCredentials()
+                                                             : grpc::InsecureServerCredentials(),
+                                    &connections_, &refused_));
+  ports_.push_back(std::move(port));
+  return absl::OkStatus();
+}
+
+GrpcServer::~GrpcServer() { Shutdown(absl::Now()); }
+
+const std::string& GrpcServer::address() const { return ports_.front()->address(); }
+
+std::string GrpcServer::control_address() const {
+  return ports_.size() > 1 ? ports_.back()->address() : std::string();
+}
+
+std::vector<std::string> GrpcServer::service_names() const {
+  std::vector<std::string> all;
+  for (const auto& port : ports_) {
+    const std::vector<std::string> names = port->names();
+    all.insert(all.end(), names.begin(), names.end());
   }
+  return all;
+}
+
+void GrpcServer::Maintain() {
+  const int64_t limit = refused_.limit.load(), descriptors = refused_.descriptors.load();
+  services_.metrics->SetConnections(connections_.Count());
+  services_.metrics->ConnectionsRefused("limit", limit - std::exchange(told_limit_, limit));
+  services_.metrics->ConnectionsRefused(
+      "descriptors", descriptors - std::exchange(told_descriptors_, descriptors));
+  if (certificates_ == nullptr) return;
+  const absl::StatusOr<bool> refreshed = certificates_->Refresh();
+  if (!refreshed.ok()) {
+    LogLine(LogLevel::kError, "the new certificates are not taken, the old ones stay")
+        .With("error", std::string(refreshed.status().message()));
+  } else if (*refreshed) {
+    LogLine(LogLevel::kInfo, "new certificates")
+        .With("expire", absl::FormatTime(certificates_->expiry(), absl::UTCTimeZone()));
+  }
+  services_.metrics->SetCertificateExpiry(certificates_->expiry());
+}
+
+absl::Status GrpcServer::ReplaceCertificates(const TlsConfig& config) {
+  if (certificates_ == nullptr || !config.enabled()) {
+    if (config.enabled() == (certificates_ != nullptr)) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "listen.tls.certificate: to begin or to end TLS takes a restart");
+  }
+  return certificates_->Replace(config);
 }
 
 void GrpcServer::Shutdown(absl::Time deadline) {
-  server_->Shutdown(absl::ToChronoTime(deadline));
-  server_->Wait();
+  EndWatches();
+  for (const auto& port : ports_) port->StopAccepting();
+  for (const auto& port : ports_) port->Shutdown(deadline);
 }
 
 }  // namespace skein::server

@@ -1,47 +1,77 @@
 #pragma once
-// The gRPC side of the daemon: services, health, reflection, limits of the transport, and one
-// checked port.
+// The gRPC side of the daemon: the ports, the services at each, health, reflection, certificates,
+// limits of the transport.
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "grpcpp/server.h"
+#include "grpcpp/resource_quota.h"
+#include "server/connection_table.h"
 #include "server/conversations_service.h"
 #include "server/generation_service.h"
+#include "server/health_service.h"
 #include "server/info_service.h"
+#include "server/listener.h"
+#include "server/tls.h"
 
 namespace skein::server {
 
-// Once, before anything of gRPC is made: quiet libraries, health and reflection on.
+// Once, before anything of gRPC is made: quiet libraries.
 void InitGrpc();
 
 class GrpcServer {
  public:
   // Listens and serves, health NOT_SERVING. An address that cannot be bound is an error that names
   // it.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServiceContext& services,
-                                                           const kernels::DeviceInfo& device,
-                                                           v1::Model model);
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServiceContext& services);
   ~GrpcServer();
 
   // With the real port.
-  const std::string& address() const { return address_; }
+  const std::string& address() const;
+  // Of Control; empty when it is with the other services.
+  std::string control_address() const;
+  // The full names of the services at all ports.
+  std::vector<std::string> service_names() const;
   // Health of all services. Thread-safe.
-  void SetServing(bool serving);
+  void SetServing(bool serving) { health_.SetServing(serving); }
+  // Once a second: takes up certificates that were replaced, publishes gauges.
+  void Maintain();
+  // Certificates of a new configuration. Those that work stay when these do not.
+  absl::Status ReplaceCertificates(const TlsConfig& config);
+  // Ends what would otherwise last as long as the client likes: watches of the health.
+  void EndWatches() { health_.Close(); }
   // Accepts nothing new, lets running calls end until `deadline`, then cancels them. Blocks until
   // all are gone.
   void Shutdown(absl::Time deadline);
 
  private:
-  GrpcServer(const ServiceContext& services, const kernels::DeviceInfo& device, v1::Model model);
+  class Port;
+  struct NamedService {
+    const char* name;
+    grpc::Service* service;
+  };
 
+  GrpcServer(const ServiceContext& services, const ServerConfig& config);
+  absl::Status Open(const ListenConfig& listen);
+  absl::Status OpenPort(const char* key, const std::string& address, const ListenConfig& listen,
+                        std::vector<NamedService> named);
+
+  // Constant after Start, or with their own synchronisation. Ports go first, they use the others.
+  const ServiceContext services_;
   GenerationService generation_;
   ConversationsService conversations_;
   InfoService info_;
-  std::string address_;
-  std::unique_ptr<grpc::Server> server_;
+  HealthBoard health_;
+  ConnectionTable connections_;
+  RefusedConnections refused_;
+  int64_t told_limit_ = 0, told_descriptors_ = 0;  // of refused_, as published; Maintain's thread
+  grpc::ResourceQuota quota_;
+  std::unique_ptr<CertificateSource> certificates_;  // nullptr: no TLS
+  std::vector<std::unique_ptr<Port>> ports_;         // the public one first
 };
 
 }  // namespace skein::server

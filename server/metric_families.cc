@@ -64,7 +64,9 @@ MetricFamilies::MetricFamilies(Registry& r, std::vector<double> buckets)
       reload_successful(Gauge(r, "skein_config_last_reload_successful",
                               "1 when the last load of the configuration succeeded.")),
       certificate_expiry(Gauge(r, "skein_tls_certificate_expiry_seconds",
-                               "When the server's certificate expires, seconds since the epoch.")) {
-}
+                               "When the server's certificate expires, seconds since the epoch.")),
+      connections(Gauge(r, "skein_connections", "Open connections of clients.")),
+      connections_refused(Counter(r, "skein_connections_refused_total",
+                                  "Connections closed as they came, by reason.")) {}
 
 }  // namespace skein::server

@@ -55,6 +55,8 @@ struct MetricFamilies {
   Gauges& config_info;       // sha256
   Gauges& reload_successful;
   Gauges& certificate_expiry;
+  Gauges& connections;
+  Counters& connections_refused;  // reason
 };
 
 }  // namespace skein::server

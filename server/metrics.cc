@@ -85,6 +85,14 @@ void Metrics::ConfigReloaded(bool successful, const std::string& config_sha256) 
   config_info_ = info;
 }
 
+void Metrics::SetConnections(int64_t open) {
+  families_->connections.Add({}).Set(static_cast<double>(open));
+}
+
+void Metrics::ConnectionsRefused(const char* reason, int64_t more) {
+  families_->connections_refused.Add({{"reason", reason}}).Increment(static_cast<double>(more));
+}
+
 void Metrics::SetCertificateExpiry(absl::Time expiry) {
   families_->certificate_expiry.Add({}).Set(absl::ToDoubleSeconds(expiry - absl::UnixEpoch()));
 }

@@ -49,6 +49,9 @@ class Metrics {
   void ConfigReloaded(bool successful, const std::string& config_sha256);
   // Of the certificate that is served now.
   void SetCertificateExpiry(absl::Time expiry);
+  void SetConnections(int64_t open);
+  // `reason`: limit or descriptors.
+  void ConnectionsRefused(const char* reason, int64_t more);
 
  private:
   const std::shared_ptr<prometheus::Registry> registry_;

@@ -8,6 +8,8 @@
 #include <sstream>
 #include <vector>
 
+#include "kernels/device.h"
+
 namespace skein::kernels {
 namespace {
 

@@ -18,7 +18,6 @@ CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& 
 // At least 1: the affinity mask, cut to the whole CPUs of the quota.
 int UsableThreads();
 
-// Physical memory, cut to the control group's limit.
-int64_t UsableMemoryBytes();
+// UsableMemoryBytes() is declared in kernels/device.h, for those above.
 
 }  // namespace skein::kernels
