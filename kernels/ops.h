@@ -18,8 +18,11 @@
 
 namespace skein::kernels {
 
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
-inline constexpr int64_t SizeOf(DType t) { return t == DType::kF32 ? 4 : 2; }
+// kI8 is for packed weights alone: q * scale, one scale for each output and 64 inputs.
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
+inline constexpr int64_t SizeOf(DType t) {
+  return t == DType::kF32 ? 4 : (t == DType::kI8 ? 1 : 2);
+}
 
 // A ragged batch: row r owns tokens [offsets[r], offsets[r+1]), at least one, in order of time, and
 // the state in slot slots[r] (distinct among the rows). Prefill chunks and single decode tokens
@@ -89,24 +92,25 @@ struct FinalNormParams {
 struct PackedMatrix {
   int32_t O = 0;
   int32_t K = 0;
-  DType dtype = DType::kF32;   // kF32 or kBF16
+  DType dtype = DType::kF32;   // kF32, kBF16 or kI8
   const void* data = nullptr;  // packed bytes, owned by the model's buffer
 };
 
 struct PackParams {
   const void* source = nullptr;  // [O, K] row-major, or [K, O] when transposed; may be unaligned
-  DType source_dtype = DType::kF32;  // any
+  DType source_dtype = DType::kF32;  // any but kI8
   bool transposed = false;           // RWKV-7's low-rank matrices are stored [in, out]
   int32_t O = 0;
   int32_t K = 0;
-  DType dtype = DType::kF32;  // to store: kF32 or kBF16 (rounded to nearest even)
+  DType dtype = DType::kF32;  // to store: kF32, kBF16 (rounded to nearest even) or kI8
   void* out = nullptr;        // packed_bytes(O, K, dtype) bytes
 };
 
 enum class Activation : uint8_t { kNone, kTanh, kSigmoid, kReluSquared };
 
-// y[t, o] = act(bias[o] + sum_k x[t, k] * w[o, k]). Overwrites y. When w is bf16, x is rounded to
-// bf16 first and the sum is fp32. Any T, O, K >= 1.
+// y[t, o] = act(bias[o] + sum_k x[t, k] * w[o, k]). Overwrites y. When w is bf16 or int8, x is
+// rounded to bf16 first; sums are fp32. int8: the sum over each 64 k of x * q is multiplied by its
+// scale. Any T, O, K >= 1.
 struct MatmulParams {
   const float* x = nullptr;  // [T, K], rows x_stride apart
   int64_t x_stride = 0;

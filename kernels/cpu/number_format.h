@@ -49,6 +49,30 @@ inline float FromF16(uint16_t h) {
   return FloatOf(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
+// int8 weights are symmetric, with one scale for each output and kGroupSize inputs: w = q * scale.
+constexpr int64_t kGroupSize = 64;
+
+// |x| when it is above `least`; NaN stays.
+inline float Larger(float least, float x) {
+  const float size = FloatOf(BitsOf(x) & 0x7fffffffu);
+  return size <= least ? least : size;
+}
+
+// The scale, as bf16 and not below largest / 127, so that no number lies beyond +-127. Infinity and
+// NaN spoil their group, as they should.
+inline uint16_t ScaleOf(float largest) {
+  const float exact = largest / 127.0f;
+  const uint16_t nearest = ToBF16(exact);
+  return FromBF16(nearest) < exact ? static_cast<uint16_t>(nearest + 1) : nearest;
+}
+
+inline int8_t Quantize(float w, float scale) {
+  const float q = w / scale;
+  if (!(q >= -127.5f && q <= 127.5f)) return 0;  // 0 / 0 of an empty group; a spoilt one
+  const float shifted = q + 12582912.0f;         // 1.5 * 2^23: rounds to a whole number
+  return static_cast<int8_t>(shifted - 12582912.0f);
+}
+
 // Element `i` of an array that may be unaligned.
 inline float LoadElement(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::kF32) {

@@ -47,11 +47,35 @@ void LayerNorm(int n, const Read& read, const float* weight, const float* bias, 
 
 }  // namespace
 
-int64_t PackedBytes(int32_t O, int32_t K, DType dtype) { return int64_t{O} * K * SizeOf(dtype); }
+// int8: [O, K] whole numbers, then [O, groups of K] bf16 scales.
+int64_t Groups(int64_t K) { return (K + kGroupSize - 1) / kGroupSize; }
+int64_t ScalesAt(int64_t O, int64_t K) { return (O * K + 1) / 2 * 2; }
+
+int64_t PackedBytes(int32_t O, int32_t K, DType dtype) {
+  if (dtype == DType::kI8) return ScalesAt(O, K) + O * Groups(K) * SizeOf(DType::kBF16);
+  return int64_t{O} * K * SizeOf(dtype);
+}
+
+void PackInt8Row(const PackParams& p, int64_t o) {
+  auto* q = static_cast<int8_t*>(p.out) + o * p.K;
+  auto* scales =
+      reinterpret_cast<uint16_t*>(static_cast<char*>(p.out) + ScalesAt(p.O, p.K)) + o * Groups(p.K);
+  for (int64_t begin = 0; begin < p.K; begin += kGroupSize) {
+    const int64_t end = begin + kGroupSize < p.K ? begin + kGroupSize : p.K;
+    float largest = 0;
+    for (int64_t k = begin; k < end; ++k) largest = Larger(largest, LoadSource(p, o, k));
+    const uint16_t scale = scales[begin / kGroupSize] = ScaleOf(largest);
+    for (int64_t k = begin; k < end; ++k) q[k] = Quantize(LoadSource(p, o, k), FromBF16(scale));
+  }
+}
 
 void Pack(const PackParams& p, Stream& stream) {
   ForRange(stream, p.O, GrainFor(2.0 * p.K), [&p](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
+      if (p.dtype == DType::kI8) {
+        PackInt8Row(p, o);
+        continue;
+      }
       for (int64_t k = 0; k < p.K; ++k) {
         const float value = LoadSource(p, o, k);
         if (p.dtype == DType::kF32) {
@@ -112,16 +136,37 @@ void FinalNorm(const FinalNormParams& p) {
 }
 
 template <typename S>
+S Int8Sum(const PackedMatrix& w, int64_t o, const float* x) {
+  const auto* q = static_cast<const int8_t*>(w.data) + o * w.K;
+  const char* scales = static_cast<const char*>(w.data) + ScalesAt(w.O, w.K);
+  S sum = 0;
+  for (int64_t begin = 0; begin < w.K; begin += kGroupSize) {
+    S group = 0;
+    for (int64_t k = begin; k < begin + kGroupSize && k < w.K; ++k) {
+      group += S(FromBF16(ToBF16(x[k]))) * S(q[k]);
+    }
+    sum += group * S(LoadElement(scales, DType::kBF16, o * Groups(w.K) + begin / kGroupSize));
+  }
+  return sum;
+}
+
+template <typename S>
+S FloatSum(const PackedMatrix& w, int64_t o, const float* x) {
+  const bool bf16 = w.dtype == DType::kBF16;
+  S sum = 0;
+  for (int64_t k = 0; k < w.K; ++k) {
+    const float input = bf16 ? FromBF16(ToBF16(x[k])) : x[k];
+    sum += S(input) * S(LoadElement(w.data, w.dtype, o * w.K + k));
+  }
+  return sum;
+}
+
+template <typename S>
 void Matmul(const MatmulParams& p, int64_t begin, int64_t end) {
-  const bool bf16 = p.w.dtype == DType::kBF16;
   for (int64_t t = 0; t < p.T; ++t) {
     const float* x = p.x + t * p.x_stride;
     for (int64_t o = begin; o < end; ++o) {
-      S sum = 0;
-      for (int64_t k = 0; k < p.w.K; ++k) {
-        const float input = bf16 ? FromBF16(ToBF16(x[k])) : x[k];
-        sum += S(input) * S(LoadElement(p.w.data, p.w.dtype, o * p.w.K + k));
-      }
+      S sum = p.w.dtype == DType::kI8 ? Int8Sum<S>(p.w, o, x) : FloatSum<S>(p.w, o, x);
       if (p.bias != nullptr) sum += S(p.bias[o]);
       p.y[t * p.y_stride + o] = static_cast<float>(Activate(sum, p.activation));
     }

@@ -3,6 +3,7 @@
 #include <cpuid.h>
 
 #include "kernels/cpu/ops_avx2.h"
+#include "kernels/cpu/ops_avx512.h"
 #include "kernels/cpu/plain.h"
 #include "kernels/cpu/sampler.h"
 
@@ -19,17 +20,63 @@ const OpTable& Avx2Ops() {
   return kTable;
 }
 
+const OpTable& Avx512Ops() {
+  static const OpTable kTable = [] {
+    OpTable table = Avx2Ops();
+    table.tier = "avx512";
+    table.packed_bytes = avx512::PackedBytes;
+    table.pack = avx512::Pack;
+    table.matmul = avx512::Matmul;
+    return table;
+  }();
+  return kTable;
+}
+
+const OpTable& Avx512BF16Ops() {
+  static const OpTable kTable = [] {
+    OpTable table = Avx512Ops();
+    table.tier = "avx512bf16";
+    table.packed_bytes = avx512bf16::PackedBytes;
+    table.pack = avx512bf16::Pack;
+    table.matmul = avx512bf16::Matmul;
+    return table;
+  }();
+  return kTable;
+}
+
 bool HasPlain() { return true; }
 
-bool HasF16C() {
+// One leaf of cpuid; zero where the machine has no such leaf.
+struct Cpuid {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  explicit Cpuid(unsigned leaf, unsigned subleaf = 0) {
+    __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx);
+  }
+};
+
+bool HasAll(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
+// Which registers the operating system saves (XCR0): 1 and 2 SSE and AVX, 5 to 7 AVX-512, 17 and
+// 18 AMX.
+bool OsSaves(unsigned wanted) {
+  if (!HasAll(Cpuid(1).ecx, bit_OSXSAVE)) return false;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return HasAll(low, wanted);
 }
 
-// The builtins also ask whether the operating system saves the wide registers.
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16C();
+  return HasAll(Cpuid(1).ecx, bit_AVX | bit_FMA | bit_F16C) && HasAll(Cpuid(7).ebx, bit_AVX2) &&
+         OsSaves(0x6);
 }
+
+bool HasAvx512() {
+  return HasAvx2() &&
+         HasAll(Cpuid(7).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) &&
+         OsSaves(0xe6);
+}
+
+bool HasAvx512BF16() { return HasAvx512() && HasAll(Cpuid(7, 1).eax, bit_AVX512BF16); }
 
 }  // namespace
 
@@ -37,6 +84,8 @@ const std::vector<Tier>& AllTiers() {
   static const std::vector<Tier> kTiers = {
       {"plain", "nothing", HasPlain, PlainOps},
       {"avx2", "AVX2, FMA and F16C", HasAvx2, Avx2Ops},
+      {"avx512", "AVX-512 F, BW, DQ and VL", HasAvx512, Avx512Ops},
+      {"avx512bf16", "AVX-512 F, BW, DQ, VL and BF16", HasAvx512BF16, Avx512BF16Ops},
   };
   return kTiers;
 }

@@ -17,6 +17,8 @@ const std::vector<Shape> kShapes = {
     {250, 20, 300}, {1, 512, 768}, {29, 768, 33}, {1, 1000, 64},  {2, 130, 96},
 };
 
+const DType kTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
+
 // One product on one tier; y has a gap of 3 between its rows, x one of 5.
 Floats RunOnce(const OpTable& ops, const Shape& s, DType dtype, Activation activation, bool bias,
                int threads, int seed, bool transposed = false) {
@@ -61,7 +63,7 @@ class MatmulTest : public ::testing::TestWithParam<const Tier*> {};
 TEST_P(MatmulTest, EqualsTheDoubleLoop) {
   int seed = 0;
   for (const Shape& s : kShapes) {
-    for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (DType dtype : kTypes) {
       for (Activation activation :
            {Activation::kNone, Activation::kTanh, Activation::kSigmoid, Activation::kReluSquared}) {
         const bool bias = ++seed % 2 == 0;
@@ -81,7 +83,7 @@ TEST_P(MatmulTest, AGroupEqualsItsProductsAndRowsDoNotDependOnOneAnother) {
   const OpTable& ops = GetParam()->ops();
   std::mt19937 rng(5);
   TestStream one(1), two(2), three(3);
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
+  for (DType dtype : kTypes) {
     const int T = 33, K = 600;
     const Floats x = RandomFloats(T * K, rng);
     const std::vector<int> widths = {1, 64, 200, 33, 16};
@@ -164,13 +166,46 @@ TEST_P(MatmulTest, PacksEveryTypeFromUnalignedBytes) {
   }
 }
 
+TEST_P(MatmulTest, Int8IsWithinHalfAStepAndTheSameOnEveryTier) {
+  TestStream stream(2);
+  const int O = 70, K = 150;  // two groups and a part of one
+  std::mt19937 rng(8);
+  Floats source = RandomFloats(O * K, rng);
+  for (int k = 64; k < 128; ++k) source[3 * K + k] = 0;  // an empty group
+  for (int k = 0; k < 64; ++k) source[5 * K + k] = k == 7 ? -1000.0f : 3.0f;
+  Floats unit(K * K), want(K * O), got(K * O);
+  for (int i = 0; i < K * K; ++i) unit[i] = i / K == i % K ? 1.0f : 0.0f;
+  for (const bool plain : {true, false}) {
+    const OpTable& ops = plain ? PlainOps() : GetParam()->ops();
+    const Packed packed(ops, source, O, K, DType::kI8, stream);
+    MatmulParams p;
+    p.x = unit.get();
+    p.x_stride = K;
+    p.T = K;
+    p.w = packed.view();
+    p.y = plain ? want.get() : got.get();
+    p.y_stride = O;
+    ops.matmul(&p, 1, stream);
+  }
+  ExpectSameBits(got, want, "weights");
+  for (int o = 0; o < O; ++o) {
+    for (int k = 0; k < K; ++k) {
+      float largest = 0;
+      for (int i = k / 64 * 64; i < std::min(K, k / 64 * 64 + 64); ++i)
+        largest = std::max(largest, std::abs(source[o * K + i]));
+      // Half a step of largest / 127, which bf16 rounds up by a 128th at most.
+      ASSERT_LE(std::abs(want[k * O + o] - source[o * K + k]), largest / 127 * 0.505f);
+    }
+  }
+}
+
 TEST_P(MatmulTest, KeepsNaNAndInfinity) {
   const OpTable& ops = GetParam()->ops();
   TestStream stream(1);
   std::mt19937 rng(1);
   const int O = 20, K = 40;
   const Floats w = RandomFloats(O * K, rng);
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
+  for (DType dtype : kTypes) {
     const Packed packed(ops, w, O, K, dtype, stream);
     for (Activation activation :
          {Activation::kNone, Activation::kTanh, Activation::kSigmoid, Activation::kReluSquared}) {
@@ -188,7 +223,9 @@ TEST_P(MatmulTest, KeepsNaNAndInfinity) {
       ops.matmul(&p, 1, stream);
       for (int o = 0; o < O; ++o) {
         EXPECT_TRUE(std::isnan(y[o]));
-        if (activation == Activation::kNone) {
+        if (activation == Activation::kNone && dtype == DType::kI8) {
+          EXPECT_FALSE(std::isfinite(y[O + o]));  // a weight may be rounded to zero
+        } else if (activation == Activation::kNone) {
           EXPECT_TRUE(std::isinf(y[O + o]));
         }
         EXPECT_TRUE(std::isfinite(y[2 * O + o]));

@@ -1,0 +1,53 @@
+#pragma once
+// A register of eight outputs of a product, and what the epilogue of a tile does with it. For
+// files compiled with AVX2 or more.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/cpu/simd_avx2.h"
+#include "kernels/ops.h"
+
+namespace skein::kernels {
+namespace {
+
+struct Ymm {
+  using Vec = __m256;
+  static constexpr int64_t kLanes = 8;
+
+  static Vec Zero() { return _mm256_setzero_ps(); }
+  static Vec Broadcast(const float* x) { return _mm256_broadcast_ss(x); }
+  static Vec Add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec MultiplyAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static Vec WidenBF16(const uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  // The first n >= 1 lanes; all when n is greater.
+  static Vec LoadSome(const float* p, int64_t n) {
+    return n >= kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, avx2::TailMask(n));
+  }
+  static void StoreSome(float* p, int64_t n, Vec v) {
+    if (n >= kLanes) return _mm256_storeu_ps(p, v);
+    _mm256_maskstore_ps(p, avx2::TailMask(n), v);
+  }
+  static Vec Activate(Vec v, Activation activation) {
+    switch (activation) {
+      case Activation::kTanh:
+        return avx2::Tanh(v);
+      case Activation::kSigmoid:
+        return avx2::Sigmoid(v);
+      case Activation::kReluSquared: {
+        const Vec positive = _mm256_max_ps(Zero(), v);  // this order keeps NaN
+        return _mm256_mul_ps(positive, positive);
+      }
+      case Activation::kNone:
+        break;
+    }
+    return v;
+  }
+};
+
+}  // namespace
+}  // namespace skein::kernels

@@ -1,0 +1,28 @@
+// Matmul with AVX-512: panels of 32 outputs, fused multiply-adds; bf16 and int8 weights are widened
+// to fp32 in registers. See matmul_vector.h.
+
+#include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/matmul_vector.h"
+#include "kernels/cpu/ops_avx512.h"
+
+namespace skein::kernels::avx512 {
+namespace {
+
+struct Tier {
+  template <typename F>
+  static auto WithKernel(DType dtype, const F& f) {
+    if (dtype == DType::kBF16) return f(VectorKernel<FusedBF16>{});
+    if (dtype == DType::kI8) return f(VectorKernel<FusedI8>{});
+    return f(VectorKernel<FusedF32>{});
+  }
+};
+
+}  // namespace
+
+int64_t PackedBytes(int32_t O, int32_t K, DType dtype) { return BytesOfPacked<Tier>(O, K, dtype); }
+void Pack(const PackParams& p, Stream& stream) { RunPack<Tier>(p, stream); }
+void Matmul(const MatmulParams* params, int n, Stream& stream) {
+  RunMatmul<Tier>(params, n, stream);
+}
+
+}  // namespace skein::kernels::avx512

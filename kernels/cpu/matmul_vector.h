@@ -1,0 +1,380 @@
+#pragma once
+// The matmul kernel of vector registers, for matmul_*.cc only: a tile of R rows by P panels of two
+// registers each, whose sums live in registers.
+//
+// One rule makes results independent of the number of rows, of threads and of blocking: an output
+// element is one chain of multiply-adds over k = 0 .. K-1, from zero, to which the bias is added at
+// the end. (Between blocks of K the unfinished chain waits in y, exactly.) With int8 weights there
+// is such a chain for each 64 k, and a chain of theirs, each times its scale.
+//
+// Few rows: the weights stream through once; for a single row several panels side by side, so that
+// enough chains are in flight.
+// More rows: x is copied once into blocks of rows, [K blocks][row blocks][word][rows], and tiles
+// run over blocks of weights that stay in a cache.
+//
+// A kind W of weights says:
+//   W::Lanes               registers of kLanes floats (Ymm, Zmm) and what can be done with them
+//   W::Stored              type of a stored weight; kType its DType
+//   W::kStep               k in one 32-bit word of x: 1 float, or 2 bf16
+//   W::kMaxRows, kSide     rows of a tile; panels side by side for one row (half for two)
+//   W::kDepth              K of a block of weights
+//   W::Load(w, v)          the two registers of a panel's weights of one word
+//   W::MultiplyAdd(x, w, sum)
+//   W::Words(x)            8 words of a row of x, as a __m256
+//   W::Word(x, n)          the word of n <= kStep values
+//   W::Store(values, out)  values[kStep][kPanel] in the order that Load reads
+//   W::Wide                int8 only: the kind to which many rows widen a block first
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/cpu/matmul_group.h"
+#include "kernels/cpu/number_format.h"
+#include "kernels/ops.h"
+
+namespace skein::kernels {
+namespace {
+
+constexpr int64_t kAhead = 4096;     // bytes that one stream of weights is fetched ahead
+constexpr int64_t kBlockRows = 240;  // rows of x that go over one block of weights
+constexpr int64_t kFewBlocks = 8;    // with so few row blocks a panel is read once, over all of K
+constexpr auto kHint = _MM_HINT_T0;  // an enum of GCC, an int of clang
+
+// Eight columns of up to eight rows, transposed: v[k] holds column k.
+inline void Transpose(__m256 (&v)[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+    v[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+  }
+}
+
+// The weights of a tile: from its first panel's first k on.
+template <class W>
+struct Weights {
+  const typename W::Stored* w = nullptr;
+  int64_t stride = 0;                // to the next panel
+  const uint16_t* scales = nullptr;  // int8: bf16, [group][kPanel]
+  int64_t scale_stride = 0;
+  int64_t ahead = 0;  // weights this far on are fetched meanwhile
+};
+
+template <class W>
+class VectorKernel {
+  using Lanes = typename W::Lanes;
+  using Vec = typename Lanes::Vec;
+  using Stored = typename W::Stored;
+  static constexpr bool kInt8 = W::kType == DType::kI8;
+
+ public:
+  static constexpr int64_t kPanel = 2 * Lanes::kLanes;
+
+  static int64_t PanelBytes(int64_t K) { return ScaleBytes(K) + Words(K) * kWordBytes; }
+
+  static void PackPanel(const PackParams& p, int64_t panel, char* out) {
+    auto* scales = reinterpret_cast<uint16_t*>(out);
+    auto* w = reinterpret_cast<Stored*>(out + ScaleBytes(p.K));
+    float values[kGroupSize][kPanel];
+    for (int64_t k = 0; k < p.K; k += kGroupSize) {
+      for (int64_t i = 0; i < kGroupSize; ++i) {
+        for (int64_t j = 0; j < kPanel; ++j) {
+          const int64_t o = panel * kPanel + j;
+          values[i][j] = o < p.O && k + i < p.K ? LoadSource(p, o, k + i) : 0.0f;
+        }
+      }
+      if constexpr (kInt8) QuantizeGroup(values, scales + k / kGroupSize * kPanel);
+      for (int64_t i = 0; i < kGroupSize && k + i < p.K; i += W::kStep) {
+        W::Store(values + i, w + (k + i) * kPanel);
+      }
+    }
+  }
+
+  // T rows are dealt evenly to the blocks.
+  static int64_t Blocks(int64_t T) { return CeilDiv(T, W::kMaxRows); }
+  static int64_t InputBytes(int64_t T, int64_t K) { return CeilDiv(T * Words(K), 16) * 64; }
+  static double Nanoseconds(int64_t T) {
+    const double read = 0.05 * kWordBytes / W::kStep, add = 0.02 * T * kPanel / W::kStep;
+    return read > add ? read : add;
+  }
+
+  static void PackRows(const MatmulParams& p, int64_t begin, int64_t end, char* packed) {
+    const int64_t T = p.T, K = p.w.K, depth = Depth(T, K);
+    auto* to = reinterpret_cast<float*>(packed);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t row = BlockBegin(T, block), rows = BlockBegin(T, block + 1) - row;
+      for (int64_t k = 0; k < K; k += depth) {
+        const int64_t here = Least(depth, K - k);
+        PackBlock(p.x + row * p.x_stride + k, p.x_stride, rows, here,
+                  to + Words(k) * T + row * Words(here));
+      }
+    }
+  }
+
+  static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
+    const auto* x = reinterpret_cast<const float*>(packed);
+    if (Blocks(p.T) == 1) {
+      FewRows(p, x, begin, end);
+    } else if constexpr (kInt8) {
+      WideRows(p, x, begin, end);
+    } else {
+      ManyRows(p, x, begin, end);
+    }
+  }
+
+  // All rows of some blocks on one panel over k in [k0, k0 + depth). x is that of the first block.
+  static void Column(const MatmulParams& p, const float* x, const Weights<W>& w, int64_t panel,
+                     int64_t first, int64_t last, int64_t k0, int64_t depth) {
+    const int64_t start = BlockBegin(p.T, first);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t row = BlockBegin(p.T, block), rows = BlockBegin(p.T, block + 1) - row;
+      TileOf<W::kMaxRows>(rows, p, x + (row - start) * Words(depth), w, row, panel, k0, depth);
+    }
+  }
+
+  static int64_t BlockBegin(int64_t T, int64_t block) { return T * block / Blocks(T); }
+  static int64_t Words(int64_t k) { return CeilDiv(k, W::kStep); }
+
+ private:
+  static constexpr int64_t kWordBytes = kPanel * W::kStep * sizeof(Stored);
+
+  static int64_t ScaleBytes(int64_t K) {
+    return kInt8 ? CeilDiv(K, kGroupSize) * kPanel * int64_t{sizeof(uint16_t)} : 0;
+  }
+
+  // The K of one block of weights.
+  static int64_t Depth(int64_t T, int64_t K) {
+    const bool whole = Blocks(T) == 1 || (!kInt8 && Blocks(T) <= kFewBlocks);
+    return whole ? K : Least(W::kDepth, K);
+  }
+
+  static Weights<W> PanelOf(const MatmulParams& p, int64_t panel, int64_t k, int64_t ahead) {
+    const int64_t bytes = PanelBytes(p.w.K);
+    const char* base = static_cast<const char*>(p.w.data) + panel * bytes;
+    return {reinterpret_cast<const Stored*>(base + ScaleBytes(p.w.K)) + k * kPanel,
+            bytes / int64_t{sizeof(Stored)},
+            reinterpret_cast<const uint16_t*>(base) + k / kGroupSize * kPanel,
+            bytes / int64_t{sizeof(uint16_t)}, ahead};
+  }
+
+  // to[word][r] = words of x[r] for `depth` k and `rows` rows.
+  static void PackBlock(const float* x, int64_t stride, int64_t rows, int64_t depth, float* to) {
+    const int64_t words = Words(depth);
+    int64_t i = 0;
+    // Eight lanes are stored for each word and eight rows; what lies beyond the rows is overwritten
+    // by the next word, so the last few words are left to the loop below.
+    for (; (i + 7) * rows + CeilDiv(rows, 8) * 8 <= words * rows && (i + 8) * W::kStep <= depth;
+         i += 8) {
+      if (rows == 1) {
+        _mm256_storeu_ps(to + i, W::Words(x + i * W::kStep));
+        continue;
+      }
+      __m256 v[2][8];
+      for (int64_t r = 0; r < CeilDiv(rows, 8) * 8; ++r) {
+        v[r / 8][r % 8] = r < rows ? W::Words(x + r * stride + i * W::kStep) : _mm256_setzero_ps();
+      }
+      for (int64_t g = 0; g * 8 < rows; ++g) Transpose(v[g]);
+      for (int64_t j = 0; j < 8; ++j) {
+        for (int64_t g = 0; g * 8 < rows; ++g)
+          _mm256_storeu_ps(to + (i + j) * rows + g * 8, v[g][j]);
+      }
+    }
+    for (; i < words; ++i) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t k = i * W::kStep;
+        to[i * rows + r] = W::Word(x + r * stride + k, Least(W::kStep, depth - k));
+      }
+    }
+  }
+
+  // `words` steps of R rows by P panels. x is [words][R]. The sums live in registers inside the
+  // loop, for which the compiler must see every index as a constant.
+  template <int R, int P>
+  static inline void Multiply(const float* x, const Weights<W>& weights, int64_t k, int64_t words,
+                              Vec (*sums)[R][2]) {
+    Vec low_sums[P * R], high_sums[P * R];
+#pragma GCC unroll 16
+    for (int i = 0; i < P * R; ++i) {
+      low_sums[i] = sums[i / R][i % R][0];
+      high_sums[i] = sums[i / R][i % R][1];
+    }
+    const Stored* w = weights.w + k * kPanel;
+    for (int64_t i = 0; i < words; ++i) {
+#pragma GCC unroll 8
+      for (int q = 0; q < P; ++q) {
+        Vec v[2];
+        _mm_prefetch(reinterpret_cast<const char*>(w + q * weights.stride + weights.ahead), kHint);
+        if constexpr (kWordBytes > 64) {
+          _mm_prefetch(reinterpret_cast<const char*>(w + q * weights.stride + weights.ahead) + 64,
+                       kHint);
+        }
+        W::Load(w + q * weights.stride, v);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec value = Lanes::Broadcast(x + r);
+          low_sums[q * R + r] = W::MultiplyAdd(value, v[0], low_sums[q * R + r]);
+          high_sums[q * R + r] = W::MultiplyAdd(value, v[1], high_sums[q * R + r]);
+        }
+      }
+      x += R;
+      w += W::kStep * kPanel;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < P * R; ++i) {
+      sums[i / R][i % R][0] = low_sums[i];
+      sums[i / R][i % R][1] = high_sums[i];
+    }
+  }
+
+  // The same for weights in groups, whose sums are scaled and added to `totals`.
+  template <int R, int P>
+  static inline void MultiplyGroups(const float* x, const Weights<W>& weights, int64_t depth,
+                                    Vec (*totals)[R][2]) {
+    for (int64_t k = 0; k < depth; k += kGroupSize) {
+      Vec sums[P][R][2];
+      for (int i = 0; i < P * R * 2; ++i) sums[i / 2 / R][i / 2 % R][i % 2] = Lanes::Zero();
+      Multiply<R, P>(x + Words(k) * R, weights, k, Words(Least(kGroupSize, depth - k)), sums);
+      for (int q = 0; q < P; ++q) {
+        const uint16_t* scales =
+            weights.scales + q * weights.scale_stride + k / kGroupSize * kPanel;
+        for (int half = 0; half < 2; ++half) {
+          const Vec scale = Lanes::WidenBF16(scales + half * Lanes::kLanes);
+          for (int r = 0; r < R; ++r)
+            totals[q][r][half] = Lanes::MultiplyAdd(sums[q][r][half], scale, totals[q][r][half]);
+        }
+      }
+    }
+  }
+
+  // Adds the bias and applies the activation to finished sums.
+  static void Finish(const MatmulParams& p, int64_t o, Vec* v) {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = o + half * Lanes::kLanes;
+      if (p.bias != nullptr && at < p.w.O)
+        v[half] = Lanes::Add(v[half], Lanes::LoadSome(p.bias + at, p.w.O - at));
+      if (p.activation != Activation::kNone) v[half] = Lanes::Activate(v[half], p.activation);
+    }
+  }
+
+  // One tile of y: R rows from `row` on, P panels from `panel` on, over k in [k0, k0 + depth). `x`
+  // is the tile's block. A panel's 2 x kLanes outputs of a row are two registers; the last panel of
+  // a matrix may have fewer.
+  template <int R, int P>
+  static void Tile(const MatmulParams& p, const float* x, const Weights<W>& w, int64_t row,
+                   int64_t panel, int64_t k0, int64_t depth) {
+    Vec sums[P][R][2];
+    const auto place = [&](int i) { return (panel + i / 2 / R) * kPanel + i % 2 * Lanes::kLanes; };
+    for (int i = 0; i < P * R * 2; ++i) {
+      const int r = i / 2 % R;
+      sums[i / 2 / R][r][i % 2] =
+          k0 == 0 || place(i) >= p.w.O
+              ? Lanes::Zero()
+              : Lanes::LoadSome(p.y + (row + r) * p.y_stride + place(i), p.w.O - place(i));
+    }
+    if (w.scales != nullptr) {
+      MultiplyGroups<R, P>(x, w, depth, sums);
+    } else {
+      Multiply<R, P>(x, w, 0, Words(depth), sums);
+    }
+    for (int i = 0; i < P * R * 2; ++i) {
+      const int r = i / 2 % R;
+      Vec* v = sums[i / 2 / R][r];
+      if (i % 2 == 0 && k0 + depth == p.w.K) Finish(p, place(i), v);
+      if (place(i) < p.w.O) {
+        Lanes::StoreSome(p.y + (row + r) * p.y_stride + place(i), p.w.O - place(i), v[i % 2]);
+      }
+    }
+  }
+
+  template <int R>
+  static void TileOf(int64_t rows, const MatmulParams& p, const float* x, const Weights<W>& w,
+                     int64_t row, int64_t panel, int64_t k0, int64_t depth) {
+    if constexpr (R > 0) {
+      if (rows == R) return Tile<R, 1>(p, x, w, row, panel, k0, depth);
+      TileOf<R - 1>(rows, p, x, w, row, panel, k0, depth);
+    }
+  }
+
+  // All K of R rows on panels [begin, end), P at a time.
+  template <int R>
+  static void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
+    constexpr int P = R == 1 ? W::kSide : (R == 2 ? W::kSide / 2 : 1);
+    constexpr int64_t kFar = kAhead / static_cast<int64_t>(sizeof(Stored));
+    for (; begin + P <= end; begin += P)
+      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kFar)), 0, begin, 0, p.w.K);
+    for (; begin < end; ++begin)
+      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kFar)), 0, begin, 0, p.w.K);
+  }
+
+  static Weights<W> Scaled(Weights<W> w) {
+    if (!kInt8) w.scales = nullptr;
+    return w;
+  }
+
+  template <int R = W::kMaxRows>
+  static void FewRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
+    if (p.T == R) return Sweep<R>(p, x, begin, end);
+    if constexpr (R > 1) FewRows<R - 1>(p, x, begin, end);
+  }
+
+  // body(first, last, k, depth, x) for blocks of rows [first, last) and of K.
+  template <typename Body>
+  static void ForBlocks(const MatmulParams& p, const float* x, const Body& body) {
+    const int64_t T = p.T, K = p.w.K, blocks = Blocks(T), step = kBlockRows / W::kMaxRows;
+    for (int64_t first = 0; first < blocks; first += step) {
+      const int64_t last = Least(first + step, blocks);
+      for (int64_t k = 0; k < K; k += Depth(T, K)) {
+        const int64_t depth = Least(Depth(T, K), K - k);
+        body(first, last, k, depth, x + Words(k) * T + BlockBegin(T, first) * Words(depth));
+      }
+    }
+  }
+
+  static void ManyRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
+    ForBlocks(p, x, [&](int64_t first, int64_t last, int64_t k, int64_t depth, const float* block) {
+      for (int64_t panel = begin; panel < end; ++panel) {
+        // The next block is the next panel's.
+        const int64_t ahead = PanelBytes(p.w.K) / int64_t{sizeof(Stored)};
+        Column(p, block, Scaled(PanelOf(p, panel, k, ahead)), panel, first, last, k, depth);
+      }
+    });
+  }
+
+  // int8: a block of weights is widened once for all rows.
+  static void WideRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
+    using Wide = typename W::Wide;
+    alignas(64) typename Wide::Stored wide[W::kDepth * kPanel];
+    ForBlocks(p, x, [&](int64_t first, int64_t last, int64_t k, int64_t depth, const float* block) {
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const Weights<W> w = PanelOf(p, panel, k, 0);
+        for (int64_t i = 0; i < depth; i += W::kStep) W::Widen(w.w + i * kPanel, wide + i * kPanel);
+        VectorKernel<Wide>::Column(p, block, {wide, 0, w.scales, 0, 0}, panel, first, last, k,
+                                   depth);
+      }
+    });
+  }
+
+  // values[k][j] become whole numbers, the scales of the panel's outputs bf16.
+  static void QuantizeGroup(float (*values)[kPanel], uint16_t* scales) {
+    for (int64_t j = 0; j < kPanel; ++j) {
+      float largest = 0;
+      for (int64_t k = 0; k < kGroupSize; ++k) largest = Larger(largest, values[k][j]);
+      scales[j] = ScaleOf(largest);
+      for (int64_t k = 0; k < kGroupSize; ++k)
+        values[k][j] = static_cast<float>(Quantize(values[k][j], FromBF16(scales[j])));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace skein::kernels

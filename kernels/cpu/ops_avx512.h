@@ -1,0 +1,23 @@
+#pragma once
+// What the tiers above AVX2 have of their own; the rest of their tables is AVX2's. Each namespace
+// is compiled with its own flags and called only where the machine has them.
+
+#include "kernels/ops.h"
+
+namespace skein::kernels {
+
+// AVX-512 F, BW, DQ, VL: fp32 multiply-adds. Weights stand in panels of 32 outputs.
+namespace avx512 {
+int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
+void Pack(const PackParams& p, Stream& stream);
+void Matmul(const MatmulParams* params, int n, Stream& stream);
+}  // namespace avx512
+
+// And AVX512-BF16: bf16 and int8 weights by dot products of pairs.
+namespace avx512bf16 {
+int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
+void Pack(const PackParams& p, Stream& stream);
+void Matmul(const MatmulParams* params, int n, Stream& stream);
+}  // namespace avx512bf16
+
+}  // namespace skein::kernels
