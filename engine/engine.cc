@@ -95,7 +95,7 @@ class Engine::Impl {
     thread_.join();
   }
 
-  absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);
+  absl::Status Submit(GenerateRequest request, std::vector<std::shared_ptr<ResponseSink>> sinks);
   absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
   EngineGauges gauges() const;
 
@@ -133,6 +133,8 @@ absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
     return absl::InvalidArgumentError(absl::StrCat("top_logprobs is ", request.top_logprobs,
                                                    "; 0 to ", kernels::kMaxTopLogprobs));
   }
+  if (request.num_sequences != 1)
+    return absl::UnimplementedError("num_sequences of more than 1 is not built yet");
   if (request.conversation_id.empty() &&
       (request.base_version.has_value() || request.expected_version.has_value())) {
     return absl::InvalidArgumentError("base_version and expected_version need a conversation_id");
@@ -177,7 +179,9 @@ void Engine::Impl::TakeLease(Lease lease, Sequence* sequence) const {
   sequence->lease = std::move(lease);
 }
 
-absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
+absl::Status Engine::Impl::Submit(GenerateRequest request,
+                                  std::vector<std::shared_ptr<ResponseSink>> sinks) {
+  SKEIN_CHECK(static_cast<int64_t>(sinks.size()) == request.num_sequences);
   SKEIN_RETURN_IF_ERROR(Check(request));
   auto sequence = std::make_unique<Sequence>();
   sequence->queued_tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
@@ -204,7 +208,7 @@ absl::Status Engine::Impl::Submit(GenerateRequest request, std::shared_ptr<Respo
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
                           DrawSeed(), observer_ != nullptr);
-  sequence->stream = shards_.NewStream(std::move(sink));
+  sequence->stream = shards_.NewStream(std::move(sinks[0]));
   queue_.Push(std::move(sequence));
   return absl::OkStatus();
 }
@@ -270,8 +274,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
+absl::Status Engine::Submit(GenerateRequest request,
+                            std::vector<std::shared_ptr<ResponseSink>> sinks) {
+  return impl_->Submit(std::move(request), std::move(sinks));
+}
 absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
-  return impl_->Submit(std::move(request), std::move(sink));
+  return impl_->Submit(std::move(request), std::vector{std::move(sink)});
 }
 absl::Status Engine::Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink) {
   return impl_->Submit(std::move(request), std::move(sink));

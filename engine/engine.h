@@ -82,9 +82,10 @@ class Engine {
   // Accepts or refuses at once (a refusal is a status, no sink call): RESOURCE_EXHAUSTED queue
   // full, UNAVAILABLE draining, NOT_FOUND, ABORTED busy, FAILED_PRECONDITION versions,
   // INVALID_ARGUMENT token ids out of range. The conversation is reserved from here until the
-  // request has ended. `sink` (shared by the caller's reactor and the output shard) gets the
-  // events.
-  absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);
+  // request has ended. `sinks` (shared by the caller's reactor and the output shards) get the
+  // events: one sink a sequence, in order of index, so request.num_sequences of them.
+  absl::Status Submit(GenerateRequest request, std::vector<std::shared_ptr<ResponseSink>> sinks);
+  absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);  // of one
   absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
 
   // Asks a request to end at the next token boundary. `by_client`: the Cancel RPC (it gets Finished

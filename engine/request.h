@@ -56,7 +56,9 @@ struct GenerateRequest {
   SamplingOptions sampling;
   StoppingOptions stopping;
   bool want_logprobs = false;
-  int32_t top_logprobs = 0;                      // 0..kernels::kMaxTopLogprobs
+  int32_t top_logprobs = 0;  // 0..kernels::kMaxTopLogprobs
+  // More than 1: the input is taken in once, then this many sequences sample on their own.
+  int32_t num_sequences = 1;
   absl::Time deadline = absl::InfiniteFuture();  // the gRPC deadline; ends with DEADLINE_EXCEEDED
 };
 
