@@ -288,8 +288,15 @@ bool Engine::Cancel(absl::string_view request_id, bool by_client) {
   return impl_->queue_.Cancel(request_id,
                               by_client ? RequestControl::kByClient : RequestControl::kByTransport);
 }
-void Engine::Drain(absl::Time deadline) {
+void Engine::BeginDrain(absl::Time deadline) {
   impl_->queue_.BeginDrain(MonotonicFromWall(deadline));
+}
+void Engine::SetLimits(const EngineOptions& options) {
+  impl_->queue_.SetLimits(options.max_queued, options.max_queued_tokens);
+  impl_->loop_->SetSlowReaderLimit(options.slow_reader_limit);
+}
+void Engine::Drain(absl::Time deadline) {
+  BeginDrain(deadline);
   impl_->queue_.WaitUntilNoneRuns();
   impl_->shards_.WaitUntilDelivered();
 }

@@ -96,7 +96,11 @@ class Engine {
   // Refuses new requests; what runs goes on until `deadline`, then ends with kDrained at a token
   // boundary. Blocks until nothing runs. Undrain accepts again.
   void Drain(absl::Time deadline);
+  void BeginDrain(absl::Time deadline);  // the same without waiting
   void Undrain();
+  // Those of the options that may change while it runs: max_queued, max_queued_tokens,
+  // slow_reader_limit. What waits already may stay.
+  void SetLimits(const EngineOptions& options);
 
   ConversationStore& conversations();
   const ModelConfig& config() const;

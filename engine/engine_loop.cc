@@ -42,7 +42,8 @@ EngineLoop::EngineLoop(const Parts& parts, std::unique_ptr<StatePool> pool, kern
       pool_(std::move(pool)),
       stream_(parts.device.NewStream()),
       scratch_(std::move(scratch)),
-      scheduler_(StepLimits(parts.options)) {
+      scheduler_(StepLimits(parts.options)),
+      slow_reader_ns_(absl::ToInt64Nanoseconds(parts.options.slow_reader_limit)) {
   const int32_t rows = parts.options.slots;
   const int32_t tokens = parts.options.max_step_tokens;
   running_.reserve(rows);
@@ -134,7 +135,7 @@ std::optional<End> EngineLoop::Overdue(const Sequence& sequence, absl::Time now)
   if (now >= sequence.deadline) return End::kDeadline;
   if (now - sequence.submitted >= sequence.stopping.max_time) return End::kTime;
   if (now >= orders_.drain_by) return End::kDrained;
-  if (sequence.paused && now - sequence.paused_since >= p_.options.slow_reader_limit)
+  if (sequence.paused && now - sequence.paused_since >= absl::Nanoseconds(slow_reader_ns_))
     return End::kError;
   return std::nullopt;
 }

@@ -38,6 +38,9 @@ class EngineLoop {
   void Run();  // until the queue says stop
 
   // Any thread.
+  void SetSlowReaderLimit(absl::Duration limit) {
+    slow_reader_ns_ = absl::ToInt64Nanoseconds(limit);
+  }
   int32_t slots_used() const { return slots_used_.load(std::memory_order_relaxed); }
   absl::Duration oldest_waiting() const;
   absl::Duration since_heartbeat() const;  // zero while idle
@@ -114,7 +117,8 @@ class EngineLoop {
   std::vector<std::vector<float>> spare_states_;  // host buffers for held states
   int32_t decode_rows_ = 0, prefill_rows_ = 0, prefill_tokens_ = 0;
 
-  // Read by other threads.
+  // Read or set by other threads.
+  std::atomic<int64_t> slow_reader_ns_;
   std::atomic<int32_t> slots_used_{0};
   std::atomic<int64_t> oldest_arrival_ns_{0};  // 0: nobody waits
   std::atomic<int64_t> beat_ns_{0};            // 0: idle

@@ -92,6 +92,12 @@ void RequestQueue::EndDrain() {
   drain_by_ = absl::InfiniteFuture();
 }
 
+void RequestQueue::SetLimits(int32_t max_requests, int64_t max_tokens) {
+  std::lock_guard<std::mutex> lock(mu_);
+  max_requests_ = max_requests;
+  max_tokens_ = max_tokens;
+}
+
 void RequestQueue::WaitUntilNoneRuns() {
   std::unique_lock<std::mutex> lock(mu_);
   none_runs_.wait(lock, [&] { return unsettled_ == 0; });

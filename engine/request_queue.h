@@ -35,6 +35,7 @@ class RequestQueue {
   // ---- any thread
   void BeginDrain(absl::Time deadline);  // monotonic
   void EndDrain();
+  void SetLimits(int32_t max_requests, int64_t max_tokens);
   void WaitUntilNoneRuns();
   void Stop();  // refuse all from now on; the engine thread ends
   bool draining() const;
@@ -62,10 +63,9 @@ class RequestQueue {
   void Settled(int32_t n);
 
  private:
-  const int32_t max_requests_;
-  const int64_t max_tokens_;
-
   mutable std::mutex mu_;
+  int32_t max_requests_ ABSL_GUARDED_BY(mu_);
+  int64_t max_tokens_ ABSL_GUARDED_BY(mu_);
   std::condition_variable wake_, none_runs_;
   std::vector<std::unique_ptr<Sequence>> inbox_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<std::string, std::shared_ptr<RequestControl>> requests_ ABSL_GUARDED_BY(mu_);
