@@ -66,6 +66,21 @@ void AddAuth(YamlSchema* s, AuthConfig* a) {
   s->Add("auth.open_health", &a->open_health, "health checks need no token");
 }
 
+void AddSource(YamlSchema* s, ModelSource* m) {
+  s->Add("path", &m->path, "checkpoint, .safetensors or .pth");
+  s->Add("name", &m->name, "name that clients see; empty: from the file's name");
+  s->AddChoice("weights", &m->weights, {"auto", "bf16", "fp32"}, "as in model.weights");
+  s->Add("vocabulary", &m->vocabulary, "as in model.vocabulary");
+}
+
+void AddControl(YamlSchema* s, ServerConfig* c) {
+  s->AddRecords<ModelSource>("models", &c->models, AddSource, "models served beside `model`");
+  s->Add("control.model_folders", &c->control.model_folders,
+         "folders that Control.LoadModel may read; empty: none");
+  s->AddBytes("control.memory", &c->control.memory_bytes, Ints(0, int64_t{1} << 50),
+              "what this process may use, for LoadModel; 0: the limit of its control group");
+}
+
 void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
   s->Add("model.path", &m->path, "checkpoint, .safetensors or .pth");
   s->Add("model.name", &m->name, "name that clients see; empty: from the file's name");
@@ -181,6 +196,7 @@ base::YamlSchema MakeSchema(ServerConfig* config) {
   AddListen(&schema, &config->listen);
   AddAuth(&schema, &config->auth);
   AddModel(&schema, &config->model, &config->cpu);
+  AddControl(&schema, config);
   AddEngine(&schema, &config->engine);
   AddLimits(&schema, &config->limits);
   AddRequests(&schema, &config->requests);

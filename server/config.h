@@ -75,6 +75,11 @@ struct ModelSource {
   std::string Name() const;
 };
 
+struct ControlConfig {
+  std::vector<std::string> model_folders = {"models"};  // of LoadModel
+  int64_t memory_bytes = 0;                             // for this process; 0: what there is
+};
+
 struct CpuConfig {
   int64_t threads = 0;
   std::string tier;
@@ -145,7 +150,9 @@ struct MetricsConfig {
 struct ServerConfig {
   ListenConfig listen;
   AuthConfig auth;
-  ModelSource model;
+  ModelSource model;                // the default
+  std::vector<ModelSource> models;  // beside it
+  ControlConfig control;
   CpuConfig cpu;
   EngineConfig engine;
   LimitsConfig limits;

@@ -521,6 +521,12 @@ std::string YamlSchema::PrintFlow(const std::string& prefix) const {
   return absl::StrCat("{", absl::StrJoin(parts, ", "), "}");
 }
 
+std::vector<std::pair<std::string, std::string>> YamlSchema::Values() const {
+  std::vector<std::pair<std::string, std::string>> values;
+  for (const Field& field : fields_) values.emplace_back(field.key, field.print());
+  return values;
+}
+
 std::string YamlSchema::Print() const {
   std::string text;
   std::set<std::string> done;

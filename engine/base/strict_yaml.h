@@ -72,6 +72,8 @@ class YamlSchema {
   // All keys in the order they were added, with their present values, as YAML that LoadText reads
   // back.
   std::string Print() const;
+  // Each key with its present value, in the order they were added.
+  std::vector<std::pair<std::string, std::string>> Values() const;
   // "key (default): help" lines for --help.
   std::string Help() const;
 
