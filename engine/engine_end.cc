@@ -77,6 +77,7 @@ void EngineLoop::Finish(Sequence* sequence, End end, const absl::Status& error) 
       }
     }
     finished.committed = commit;
+    if (commit && !status.ok()) status = WithCommittedVersion(std::move(status), finished.version);
     if (!commit) p_.store.Release(*sequence->lease, sequence->request_id, name());
   }
   finished.reason = ReasonOf(end);

@@ -57,17 +57,13 @@ class Converter {
   Converter(const ServerConfig& config, const ServedModel& model)
       : config_(config), model_(model) {}
 
-  // INVALID_ARGUMENT with all bad fields, UNIMPLEMENTED, NOT_FOUND (model), FAILED_PRECONDITION (no
-  // template).
+  // INVALID_ARGUMENT with all bad fields, UNIMPLEMENTED, FAILED_PRECONDITION (no template). The
+  // request's `model` has been resolved to this one.
   absl::StatusOr<GenerateCommand> ToEngine(const v1::GenerateRequest& in) const;
   absl::StatusOr<ScoreCommand> ToEngine(const v1::ScoreRequest& in) const;
   absl::StatusOr<std::vector<int32_t>> Tokenize(const v1::TokenizeRequest& in) const;
   absl::StatusOr<std::string> Detokenize(const v1::DetokenizeRequest& in) const;  // bytes
-  absl::Status CheckModel(absl::string_view name) const;
 
-  v1::Token ToProto(const engine::TokenEvent& event, const OutputChoice& choice) const;
-  v1::Delta ToProto(const std::vector<engine::TokenEvent>& tokens, std::string text,
-                    const OutputChoice& choice) const;
   v1::Version ToProto(const engine::VersionInfo& version) const;
 
  private:
@@ -91,6 +87,12 @@ void CheckId(absl::string_view id, absl::string_view field, size_t max_bytes, bo
              FieldViolations* violations);
 absl::Status CheckConversationId(absl::string_view id, absl::string_view field, bool allow_empty);
 
+// Request ids are a tenant's own; the engine knows them under a name that no other tenant's has.
+std::string EngineRequestId(absl::string_view tenant, absl::string_view request_id);
+std::string ShownRequestId(absl::string_view engine_id);
+
+v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& tokenizer,
+                  const OutputChoice& choice);
 v1::Conversation ToProto(const engine::ConversationInfo& info);
 v1::Started ToProto(const engine::StartedEvent& event, absl::string_view request_id);
 v1::Finished ToProto(const engine::FinishedEvent& event);

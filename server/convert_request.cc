@@ -19,7 +19,6 @@ absl::Status CheckBuilt(const v1::GenerateRequest& in) {
   if (in.has_num_sequences() && in.num_sequences() > 1) return NotBuilt("num_sequences");
   if (in.has_constraint()) return NotBuilt("constraint");
   if (in.has_thinking()) return NotBuilt("thinking");
-  if (in.on_disconnect() == v1::ON_DISCONNECT_FINISH) return NotBuilt("on_disconnect");
   if (in.on_model_mismatch() == v1::ON_MODEL_MISMATCH_REBUILD) return NotBuilt("on_model_mismatch");
   if (in.sampling().penalty_scope() == v1::PENALTY_SCOPE_CONVERSATION) {
     return NotBuilt("sampling.penalty_scope");
@@ -203,13 +202,6 @@ absl::Status CheckConversationId(absl::string_view id, absl::string_view field, 
   return bad.ToStatus();
 }
 
-absl::Status Converter::CheckModel(absl::string_view name) const {
-  if (name.empty() || name == model_.name) return absl::OkStatus();
-  return WithErrorInfo(absl::NotFoundError(absl::StrCat("model '", name, "' is not served here; '",
-                                                        model_.name, "' is")),
-                       "MODEL_NOT_FOUND", {{"served", model_.name}});
-}
-
 absl::Status Converter::CheckLength(const std::vector<int32_t>& tokens,
                                     absl::string_view field) const {
   if (static_cast<int64_t>(tokens.size()) <= config_.limits.prompt_tokens) return absl::OkStatus();
@@ -283,7 +275,6 @@ absl::StatusOr<Converter::Input> Converter::FromInput(const Proto& in) const {
 
 absl::StatusOr<GenerateCommand> Converter::ToEngine(const v1::GenerateRequest& in) const {
   SKEIN_RETURN_IF_ERROR(CheckBuilt(in));
-  SKEIN_RETURN_IF_ERROR(CheckModel(in.model()));
   GenerateCommand command;
   engine::GenerateRequest& out = command.request;
   out.sampling = config_.DefaultSampling();
@@ -312,7 +303,6 @@ absl::StatusOr<GenerateCommand> Converter::ToEngine(const v1::GenerateRequest& i
 }
 
 absl::StatusOr<ScoreCommand> Converter::ToEngine(const v1::ScoreRequest& in) const {
-  SKEIN_RETURN_IF_ERROR(CheckModel(in.model()));
   ScoreCommand command;
   command.request_id = in.request_id();
   FieldViolations bad;
@@ -353,7 +343,6 @@ absl::StatusOr<ScoreCommand> Converter::ToEngine(const v1::ScoreRequest& in) con
 }
 
 absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeRequest& in) const {
-  SKEIN_RETURN_IF_ERROR(CheckModel(in.model()));
   switch (in.input_case()) {
     case v1::TokenizeRequest::kText:
       return model_.tokenizer->Encode(in.text());
@@ -370,7 +359,6 @@ absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeReque
 }
 
 absl::StatusOr<std::string> Converter::Detokenize(const v1::DetokenizeRequest& in) const {
-  SKEIN_RETURN_IF_ERROR(CheckModel(in.model()));
   FieldViolations bad;
   CheckTokenIds(in.ids(), model_.V, "ids", &bad);
   if (!bad.empty()) return bad.ToStatus();

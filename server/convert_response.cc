@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/convert.h"
 
 namespace skein::server {
@@ -98,29 +99,33 @@ v1::Finished ToProto(const engine::FinishedEvent& event) {
   return out;
 }
 
-v1::Token Converter::ToProto(const engine::TokenEvent& event, const OutputChoice& choice) const {
+// Ids of clients have no control characters.
+constexpr char kAfterTenant = '\x1f';
+
+std::string EngineRequestId(absl::string_view tenant, absl::string_view request_id) {
+  if (tenant.empty()) return std::string(request_id);
+  return absl::StrCat(tenant, std::string(1, kAfterTenant), request_id);
+}
+
+std::string ShownRequestId(absl::string_view engine_id) {
+  const size_t end = engine_id.find(kAfterTenant);
+  return std::string(end == absl::string_view::npos ? engine_id : engine_id.substr(end + 1));
+}
+
+v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& tokenizer,
+                  const OutputChoice& choice) {
   v1::Token out;
   out.set_id(event.token);
-  SetBytes(model_.tokenizer->Bytes(event.token), out.mutable_bytes());
+  SetBytes(tokenizer.Bytes(event.token), out.mutable_bytes());
   // A token that was encoded again in place of one cut by a stop string was never scored.
   if (choice.logprobs && !std::isnan(event.logprob)) out.set_logprob(event.logprob);
   for (const kernels::TokenValue& top : event.top) {
     v1::TopToken* t = out.add_top();
     t->set_id(top.token);
-    SetBytes(model_.tokenizer->Bytes(top.token), t->mutable_bytes());
+    SetBytes(tokenizer.Bytes(top.token), t->mutable_bytes());
     t->set_logprob(top.value);
   }
-  server::ToProto(event.latency, out.mutable_latency());
-  return out;
-}
-
-v1::Delta Converter::ToProto(const std::vector<engine::TokenEvent>& tokens, std::string text,
-                             const OutputChoice& choice) const {
-  v1::Delta out;
-  if (choice.text) out.set_text(std::move(text));
-  if (choice.tokens) {
-    for (const engine::TokenEvent& token : tokens) *out.add_tokens() = ToProto(token, choice);
-  }
+  ToProto(event.latency, out.mutable_latency());
   return out;
 }
 
@@ -148,7 +153,7 @@ v1::Conversation ToProto(const engine::ConversationInfo& info) {
   out.set_busy(info.busy);
   SetTimestamp(info.created, out.mutable_created());
   SetTimestamp(info.used, out.mutable_used());
-  out.set_last_request_id(info.last_request_id);
+  out.set_last_request_id(ShownRequestId(info.last_request_id));
   out.set_last_end(info.last_end);
   return out;
 }

@@ -2,75 +2,133 @@
 
 #include <utility>
 
+#include "engine/base/check.h"
+#include "server/request_line.h"
+
 namespace skein::server {
 
-GenerateCall::GenerateCall(Call call, std::string request_id, OutputChoice output)
-    : StreamCall(std::move(call), call.services().config->limits.outbox_tokens),
-      request_id_(std::move(request_id)),
-      output_(output) {}
-
-void GenerateCall::OnQueued(int64_t position) {
-  v1::GenerateResponse response;
-  response.mutable_queued()->set_position(position);
-  Push(std::move(response), 0);
+void LogRefused(const Call& call, const absl::Status& status, const std::string& request_id) {
+  LogLine line(Call::LevelOf(status), "request");
+  line.With("id", request_id);
+  call.Log(line, status);
 }
 
-void GenerateCall::OnStarted(const engine::StartedEvent& event) {
-  v1::GenerateResponse response;
-  *response.mutable_started() = ToProto(event, request_id_);
-  Push(std::move(response), 0);
+absl::Status GenerateCall::Submit(const std::shared_ptr<RequestRecord>& record,
+                                  const Start& start) {
+  engine::GenerateRequest request = start.request;
+  request.tenant = start.spec.tenant;
+  request.quotas = call().principal().quotas;
+  request.request_id = EngineRequestId(start.spec.tenant, start.spec.request_id);
+  // With FINISH the deadline is the stream's: when it passes, the client is gone and the turn is
+  // not.
+  if (!start.spec.finish) request.deadline = call().deadline();
+  submitted_ = true;
+  const RequestRecord::Sinks sinks =
+      record->Begin([model = start.model, id = request.request_id](bool by_client) {
+        return model.engine().Cancel(id, by_client);
+      });
+  return start.model.engine().Submit(std::move(request), sinks);
 }
 
-void GenerateCall::OnProgress(const engine::ProgressEvent& event) {
-  v1::GenerateResponse response;
-  response.mutable_progress()->set_prefill_done(event.done);
-  response.mutable_progress()->set_prefill_total(event.total);
-  Push(std::move(response), 0);
-}
-
-void GenerateCall::OnOutput(std::vector<engine::TokenEvent> tokens, std::string text) {
-  const int64_t count = static_cast<int64_t>(tokens.size());
-  v1::GenerateResponse response;
-  v1::Delta* delta = response.mutable_delta();
-  *delta = call().services().converter->ToProto(tokens, std::move(text), output_);
-  if (delta->text().empty() && delta->tokens().empty()) return;
-  Push(std::move(response), count);
-}
-
-void GenerateCall::OnFinished(const engine::FinishedEvent& event) {
-  {
-    absl::MutexLock lock(&mu_);
-    finished_ = event;
+absl::Status GenerateCall::Generate(Start start) {
+  RequestLog& log = *call().services().requests;
+  auto self = std::static_pointer_cast<GenerateCall>(shared_from_this());
+  while (true) {
+    SKEIN_ASSIGN_OR_RETURN(const RequestLog::Opened opened, log.Open(start.spec));
+    if (opened.how == RequestLog::Opened::kEnding) {
+      {
+        const std::lock_guard lock(mu_);
+        waiting_ = start;
+      }
+      if (opened.record->WhenEnded([self] { self->Resume(); })) return absl::OkStatus();
+      continue;  // it has ended meanwhile
+    }
+    if (opened.how == RequestLog::Opened::kNew) {
+      if (absl::Status s = Submit(opened.record, start); !s.ok()) {
+        log.Refuse(opened.record, s);
+        return s;
+      }
+    }
+    return Read(opened.record, /*after_token=*/0);
   }
-  v1::GenerateResponse response;
-  *response.mutable_finished() = ToProto(event);
-  Push(std::move(response), 0);
-  End(absl::OkStatus());
 }
 
-void GenerateCall::OnError(const absl::Status& status) { End(status); }
+absl::Status GenerateCall::Attach(const v1::AttachRequest& request) {
+  SKEIN_ASSIGN_OR_RETURN(
+      std::shared_ptr<RequestRecord> record,
+      call().services().requests->Find(call().principal().tenant, request.request_id()));
+  return Read(std::move(record), request.after_token());
+}
 
-void GenerateCall::OnGone() {
-  // When it is the deadline that passed, the engine has seen it too and says so in the
-  // conversation.
-  if (!call().deadline_passed()) call().services().engine->Cancel(request_id_, /*by_client=*/false);
+absl::Status GenerateCall::Read(std::shared_ptr<RequestRecord> record, int64_t after_token) {
+  auto self = std::static_pointer_cast<GenerateCall>(shared_from_this());
+  SKEIN_RETURN_IF_ERROR(record->Attach(self, after_token));
+  {
+    const std::lock_guard lock(mu_);
+    if (!gone_) {
+      record_ = std::move(record);
+      reading_ = record_.get();
+      return absl::OkStatus();
+    }
+  }
+  // The client went while its request waited for its turn: the stream is finished already.
+  record->Gone(*this, absl::CancelledError("the client is gone"), /*end_turn=*/true);
+  return absl::OkStatus();
+}
+
+void GenerateCall::Resume() {
+  std::optional<Start> start;
+  {
+    const std::lock_guard lock(mu_);
+    if (gone_) return;
+    start.swap(waiting_);
+  }
+  const absl::Status status = Generate(*std::move(start));
+  if (status.ok()) {
+    OnReady();
+    return;
+  }
+  {
+    const std::lock_guard lock(mu_);
+    if (std::exchange(gone_, true)) return;
+  }
+  Action action;
+  action.kind = Action::kFinish;
+  action.status = status;
+  Apply(std::move(action), /*refused=*/true);
+}
+
+void GenerateCall::OnReady() {
+  RequestRecord* record = reading_.load(std::memory_order_acquire);
+  if (record != nullptr) Apply(record->Next(*this));
+}
+
+GenerateCall::Action GenerateCall::Written(bool ok) {
+  return reading_.load()->WriteDone(*this, ok);
+}
+
+GenerateCall::Action GenerateCall::Gone(const absl::Status& status) {
+  {
+    const std::lock_guard lock(mu_);
+    if (record_ == nullptr) {  // it waits
+      Action action;
+      if (std::exchange(gone_, true)) return action;
+      waiting_.reset();
+      action.kind = Action::kFinish;
+      action.status = status;
+      return action;
+    }
+  }
+  const bool engine_ends_it = submitted_ && call().deadline_passed();
+  return reading_.load()->Gone(*this, status, /*end_turn=*/!engine_ends_it);
 }
 
 void GenerateCall::OnEnd(const absl::Status& status) {
-  const LogLevel level = status.ok() ? LogLevel::kInfo : Call::LevelOf(status);
-  LogLine line(level, "request");
+  LogLine line(status.ok() ? LogLevel::kInfo : Call::LevelOf(status), "request");
   line.With("id", request_id_);
   call().Log(line, status);
-  absl::MutexLock lock(&mu_);
-  if (!finished_.has_value()) return;
-  const engine::Timings& t = finished_->timings;
-  line.With("end",
-            v1::FinishReason_Name(ToProto(finished_->reason)).substr(sizeof("FINISH_REASON")))
-      .With("prompt_tokens", finished_->usage.prompt_tokens)
-      .With("tokens", finished_->usage.completion_tokens)
-      .With("queue_seconds", absl::ToDoubleSeconds(t.queue))
-      .With("ttft_seconds", absl::ToDoubleSeconds(t.time_to_first_token))
-      .With("decode_seconds", absl::ToDoubleSeconds(t.decode));
+  const std::lock_guard lock(mu_);
+  if (record_ != nullptr) Describe(*record_, &line);
 }
 
 }  // namespace skein::server

@@ -1,37 +1,59 @@
 #pragma once
-// One running Generate: receives the engine's events, turns them into responses and sends them.
+// One stream of responses: the reader of a request's record, for Generate and for Attach.
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
-#include <vector>
 
-#include "absl/synchronization/mutex.h"
+#include "absl/base/thread_annotations.h"
 #include "engine/request.h"
+#include "server/request_log.h"
 #include "server/stream_call.h"
 
 namespace skein::server {
 
-class GenerateCall final : public StreamCall<v1::GenerateResponse>, public engine::ResponseSink {
+class GenerateCall final : public StreamCall<v1::GenerateResponse>, public RecordReader {
  public:
-  GenerateCall(Call call, std::string request_id, OutputChoice output);
+  // What a Generate brings along.
+  struct Start {
+    ModelUse model;
+    RequestSpec spec;
+    engine::GenerateRequest request;
+  };
 
-  void OnQueued(int64_t position) override;
-  void OnStarted(const engine::StartedEvent& event) override;
-  void OnProgress(const engine::ProgressEvent& event) override;
-  void OnOutput(std::vector<engine::TokenEvent> tokens, std::string text) override;
-  void OnFinished(const engine::FinishedEvent& event) override;
-  void OnError(const absl::Status& status) override;
-  bool Writable() const override { return HasRoom(); }
+  GenerateCall(Call call, std::string request_id)
+      : StreamCall(std::move(call)), request_id_(std::move(request_id)) {}
+
+  // Runs the request, joins the run that goes on, or replays its result. When a run of the same id
+  // is about to end because its client is gone, waits for that first. An error refuses the call.
+  absl::Status Generate(Start start);
+  absl::Status Attach(const v1::AttachRequest& request);
+  // After either, once the stream may act; also called by the record.
+  void OnReady() override;
 
  private:
-  void OnGone() override;
+  Action Written(bool ok) override;
+  Action Gone(const absl::Status& status) override;
   void OnEnd(const absl::Status& status) override;
 
+  absl::Status Submit(const std::shared_ptr<RequestRecord>& record, const Start& start);
+  absl::Status Read(std::shared_ptr<RequestRecord> record, int64_t after_token);
+  void Resume();  // the run that was waited for has ended
+
   const std::string request_id_;
-  const OutputChoice output_;
-  absl::Mutex mu_;
-  std::optional<engine::FinishedEvent> finished_ ABSL_GUARDED_BY(mu_);  // for the log line
+  // The engine ends what this call has submitted at this call's deadline by itself.
+  std::atomic<bool> submitted_{false};
+
+  std::mutex mu_;
+  std::optional<Start> waiting_ ABSL_GUARDED_BY(mu_);
+  bool gone_ ABSL_GUARDED_BY(mu_) = false;  // before it could read anything
+  std::shared_ptr<RequestRecord> record_ ABSL_GUARDED_BY(mu_);
+  std::atomic<RequestRecord*> reading_{nullptr};  // record_, once actions may be taken
 };
+
+// The log line of a request that was refused before it had a record.
+void LogRefused(const Call& call, const absl::Status& status, const std::string& request_id);
 
 }  // namespace skein::server

@@ -5,6 +5,7 @@
 
 #include "engine/base/check.h"
 #include "server/generate_call.h"
+#include "server/request_fingerprint.h"
 #include "server/score_call.h"
 #include "server/status.h"
 
@@ -14,9 +15,7 @@ namespace {
 using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 
 Reactor* Refuse(Call call, const absl::Status& status, const std::string& request_id) {
-  LogLine line(Call::LevelOf(status), "request");
-  line.With("id", request_id);
-  call.Log(line, status);
+  LogRefused(call, status, request_id);
   return new RefusedStream(call.End(status, /*refused=*/true));
 }
 
@@ -25,31 +24,44 @@ Reactor* Refuse(Call call, const absl::Status& status, const std::string& reques
 Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Generate"}, context);
   v1::GenerateRequest proto;
-  if (absl::Status s = Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
-  absl::StatusOr<GenerateCommand> command = services_.converter->ToEngine(proto);
+  if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
+  const absl::StatusOr<ModelUse> model = services_.Use(proto.model());
+  if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
+  absl::StatusOr<GenerateCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
 
-  engine::GenerateRequest& request = command->request;
-  if (request.request_id.empty()) request.request_id = NewRequestId();
-  request.deadline = call.deadline();
-  const std::string request_id = request.request_id;
-  auto stream = std::make_shared<GenerateCall>(call, request_id, command->output);
+  RequestSpec spec;
+  spec.tenant = call.principal().tenant;
+  spec.request_id = proto.request_id().empty() ? NewRequestId() : proto.request_id();
+  spec.fingerprint = FingerprintOf(proto);
+  spec.model = model->instance().name();
+  spec.conversation_id = proto.conversation_id();
+  spec.output = command->output;
+  spec.sequences = command->request.num_sequences;
+  spec.finish = proto.on_disconnect() == v1::ON_DISCONNECT_FINISH;
+  spec.tokenizer = model->instance().tokenizer;
+  const std::string request_id = spec.request_id;
+  auto stream = std::make_shared<GenerateCall>(call, request_id);
   stream->Hold();
-  if (absl::Status s = services_.engine->Submit(std::move(request), stream); !s.ok()) {
+  absl::Status status = stream->Generate({*model, std::move(spec), std::move(command->request)});
+  if (!status.ok()) {
     stream->Release();
-    return Refuse(std::move(call), s, request_id);
+    return Refuse(std::move(call), status, request_id);
   }
+  stream->OnReady();
   return stream.get();
 }
 
 Reactor* GenerationService::Score(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Score"}, context);
   v1::ScoreRequest proto;
-  if (absl::Status s = Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
-  absl::StatusOr<ScoreCommand> command = services_.converter->ToEngine(proto);
+  if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
+  const absl::StatusOr<ModelUse> model = services_.Use(proto.model());
+  if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
+  absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
 
-  auto stream = std::make_shared<ScoreCall>(call, *std::move(command));
+  auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command));
   stream->Hold();
   if (absl::Status s = stream->Start(); !s.ok()) {
     stream->Release();
@@ -58,17 +70,31 @@ Reactor* GenerationService::Score(Context* context, const Bytes* in) {
   return stream.get();
 }
 
-Reactor* GenerationService::Attach(Context* context, const Bytes*) {
-  return Refuse(Call(services_, {kName, "Attach"}, context), NotBuilt("skein.v1.Generation.Attach"),
-                "");
+Reactor* GenerationService::Attach(Context* context, const Bytes* in) {
+  Call call(services_, {kName, "Attach"}, context);
+  v1::AttachRequest proto;
+  absl::Status status = call.Parse(*in, &proto);
+  if (status.ok() && proto.request_id().empty()) status = BadField("request_id", "is empty");
+  if (status.ok() && proto.after_token() < 0) status = BadField("after_token", "is negative");
+  if (!status.ok()) return Refuse(std::move(call), status, proto.request_id());
+  auto stream = std::make_shared<GenerateCall>(call, proto.request_id());
+  stream->Hold();
+  if (status = stream->Attach(proto); !status.ok()) {
+    stream->Release();
+    return Refuse(std::move(call), status, proto.request_id());
+  }
+  stream->OnReady();
+  return stream.get();
 }
 
 grpc::ServerUnaryReactor* GenerationService::Cancel(Context* context, const Bytes* in, Bytes* out) {
   return Unary<v1::CancelRequest, v1::CancelResponse>(
       services_, {kName, "Cancel"}, context, in, out,
-      [this](const v1::CancelRequest& request, v1::CancelResponse* response) -> absl::Status {
+      [this](const Call& call, const v1::CancelRequest& request,
+             v1::CancelResponse* response) -> absl::Status {
         if (request.request_id().empty()) return BadField("request_id", "is empty");
-        response->set_cancelled(services_.engine->Cancel(request.request_id(), /*by_client=*/true));
+        const auto record = services_.requests->Find(call.principal().tenant, request.request_id());
+        response->set_cancelled(record.ok() && (*record)->Cancel());
         return absl::OkStatus();
       });
 }
@@ -78,10 +104,10 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(Context* context, const By
   return Unary<v1::TokenizeRequest, v1::TokenizeResponse>(
       services_, {kName, "Tokenize"}, context, in, out,
       [this](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {
-        SKEIN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                               services_.converter->Tokenize(request));
+        SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
+        SKEIN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, model.converter().Tokenize(request));
         for (int32_t id : ids) {
-          const absl::string_view piece = services_.model->tokenizer->Bytes(id);
+          const absl::string_view piece = model.tokenizer().Bytes(id);
           response->add_ids(id);
           response->add_pieces(piece.data(), piece.size());
         }
@@ -95,7 +121,8 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(Context* context, const 
       services_, {kName, "Detokenize"}, context, in, out,
       [this](const v1::DetokenizeRequest& request,
              v1::DetokenizeResponse* response) -> absl::Status {
-        SKEIN_ASSIGN_OR_RETURN(const std::string bytes, services_.converter->Detokenize(request));
+        SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
+        SKEIN_ASSIGN_OR_RETURN(const std::string bytes, model.converter().Detokenize(request));
         response->set_bytes(bytes);
         response->set_text(ToUtf8(bytes));
         return absl::OkStatus();

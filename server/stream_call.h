@@ -1,6 +1,6 @@
 #pragma once
-// A streaming RPC: joins an Outbox (what to send, when to finish) with gRPC's reactor (how).
-// Producers call Push and End from any thread, before and after gRPC knows the reactor.
+// A streaming RPC: joins what there is to send (an outbox, or a request's record) with gRPC's
+// reactor. Producers act on it from any thread, before and after gRPC knows the reactor.
 
 #include <memory>
 #include <utility>
@@ -15,42 +15,21 @@ template <typename Event>
 class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                    public std::enable_shared_from_this<StreamCall<Event>> {
  public:
-  // `call` has started; `max_tokens` bounds the outbox.
-  StreamCall(Call call, int64_t max_tokens) : call_(std::move(call)), outbox_(max_tokens) {}
+  explicit StreamCall(Call call) : call_(std::move(call)) {}  // `call` has started
 
   // Before gRPC gets the reactor: it stays alive until OnDone.
   void Hold() { self_ = this->shared_from_this(); }
-  // After Hold: the request was refused, gRPC does not get the reactor, nothing was pushed.
+  // After Hold: the request was refused, gRPC does not get the reactor, no action was applied.
   void Release() { self_.reset(); }
 
  protected:
-  void Push(Event event, int64_t tokens) {
-    Apply(outbox_.Push(std::move(event), tokens, absl::Now()));
-  }
-  void End(absl::Status status) { Apply(outbox_.End(std::move(status))); }
-  bool HasRoom() const { return outbox_.writable(); }
+  using Action = WriteAction<Event>;
+
   const Call& call() const { return call_; }
 
-  // The transport was cancelled (client gone, or its deadline passed): stop producing.
-  virtual void OnGone() = 0;
-  // The stream ends with `status`; exactly once, from the thread that ends it.
-  virtual void OnEnd(const absl::Status& status) = 0;
-
- private:
-  using Action = typename Outbox<Event>::Action;
-
-  void OnWriteDone(bool ok) final { Apply(outbox_.WriteDone(ok)); }
-  void OnCancel() final {
-    OnGone();
-    Apply(outbox_.Drop(call_.deadline_passed()
-                           ? absl::DeadlineExceededError("the deadline of the call has passed")
-                           : absl::CancelledError("the client is gone")));
-  }
-  void OnDone() final { self_.reset(); }  // may delete this
-
   // After a start call another thread may finish the stream, so nothing of this object is touched
-  // after it.
-  void Apply(Action action) {
+  // after it. `refused`: finished before any event, as a request that was turned away.
+  void Apply(Action action, bool refused = false) {
     if (action.kind == Action::kNothing) return;
     if (action.kind != Action::kFinish) Serialize(action.event, &writing_);
     if (action.kind == Action::kWrite) {
@@ -58,7 +37,7 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       return;
     }
     OnEnd(action.status);
-    grpc::Status status = call_.End(action.status);
+    grpc::Status status = call_.End(action.status, refused);
     if (action.kind == Action::kFinish) {
       this->Finish(std::move(status));
     } else {
@@ -66,8 +45,24 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     }
   }
 
+  // The write told last is done.
+  virtual Action Written(bool ok) = 0;
+  // The transport was cancelled (client gone, or its deadline passed): stop producing, finish with
+  // `status`.
+  virtual Action Gone(const absl::Status& status) = 0;
+  // The stream ends with `status`; exactly once, from the thread that ends it.
+  virtual void OnEnd(const absl::Status& status) = 0;
+
+ private:
+  void OnWriteDone(bool ok) final { Apply(Written(ok)); }
+  void OnCancel() final {
+    Apply(Gone(call_.deadline_passed()
+                   ? absl::DeadlineExceededError("the deadline of the call has passed")
+                   : absl::CancelledError("the client is gone")));
+  }
+  void OnDone() final { self_.reset(); }  // may delete this
+
   Call call_;
-  Outbox<Event> outbox_;
   grpc::ByteBuffer writing_;  // belongs to the write in flight
   std::shared_ptr<StreamCall> self_;
 };

@@ -1,0 +1,83 @@
+#include "server/token_log.h"
+
+#include <algorithm>
+
+#include "engine/base/check.h"
+
+namespace skein::server {
+
+void TokenLog::Append(const std::vector<engine::TokenEvent>& tokens) {
+  for (const engine::TokenEvent& token : tokens) {
+    tokens_.push_back({token.token, token.logprob,
+                       static_cast<float>(absl::ToDoubleSeconds(token.latency)),
+                       static_cast<int32_t>(token.top.size())});
+    tops_.insert(tops_.end(), token.top.begin(), token.top.end());
+  }
+}
+
+int64_t TokenLog::bytes() const {
+  return static_cast<int64_t>(tokens_.size() * sizeof(Kept) +
+                              tops_.size() * sizeof(kernels::TokenValue));
+}
+
+// A quarter more than asked for goes at once, so that a long answer does not move its tokens at
+// each step.
+void TokenLog::Trim(int64_t max_bytes, int64_t keep) {
+  if (bytes() <= max_bytes) return;
+  const int64_t goal = max_bytes - max_bytes / 4;
+  int64_t left = bytes();
+  size_t n = 0, tops = 0;
+  std::string dropped;
+  while (n < tokens_.size() && left > goal && first_.next < keep) {
+    const Kept& token = tokens_[n++];
+    first_.utf8.Push(tokenizer_->Bytes(token.token), &dropped);
+    dropped.clear();
+    ++first_.next;
+    tops += token.tops;
+    left -= static_cast<int64_t>(sizeof(Kept) + token.tops * sizeof(kernels::TokenValue));
+  }
+  first_.top += static_cast<int64_t>(tops);
+  tokens_.erase(tokens_.begin(), tokens_.begin() + static_cast<int64_t>(n));
+  tops_.erase(tops_.begin(), tops_.begin() + static_cast<int64_t>(tops));
+  if (tokens_.empty()) {
+    tokens_ = {};  // gives the memory back
+    tops_ = {};
+  }
+}
+
+TokenLog::Cursor TokenLog::At(int64_t n) const {
+  SKEIN_CHECK(n >= first() && n <= end());
+  Cursor cursor = first_;
+  std::string skipped;
+  for (; cursor.next < n; ++cursor.next) {
+    const Kept& token = tokens_[cursor.next - first_.next];
+    cursor.utf8.Push(tokenizer_->Bytes(token.token), &skipped);
+    skipped.clear();
+    cursor.top += token.tops;
+  }
+  return cursor;
+}
+
+void TokenLog::Read(Cursor* cursor, int64_t max_tokens, v1::Delta* delta) const {
+  const int64_t until = std::min(end(), cursor->next + max_tokens);
+  std::string* text = output_.text ? delta->mutable_text() : nullptr;
+  for (; cursor->next < until; ++cursor->next) {
+    const Kept& token = tokens_[cursor->next - first_.next];
+    if (text != nullptr) cursor->utf8.Push(tokenizer_->Bytes(token.token), text);
+    if (output_.tokens) {
+      const auto top = tops_.begin() + (cursor->top - first_.top);
+      *delta->add_tokens() = ToProto(
+          {token.token, token.logprob, absl::Seconds(token.latency), {top, top + token.tops}},
+          *tokenizer_, output_);
+    }
+    cursor->top += token.tops;
+  }
+  delta->set_token_count(cursor->next);
+}
+
+void TokenLog::ReadRest(Cursor* cursor, v1::Delta* delta) const {
+  if (output_.text) cursor->utf8.Finish(delta->mutable_text());
+  delta->set_token_count(cursor->next);
+}
+
+}  // namespace skein::server
