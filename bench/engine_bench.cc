@@ -256,6 +256,8 @@ class EngineBench {
          tokens / FloorSeconds(WeightBytes(), flops), hash);
   }
 
+  ModelTag Tag() const { return {kFingerprint, tokenizer_.Fingerprint()}; }
+
   // A conversation of 100,000 tokens: run, or (a large model) given the state after 100 and called
   // that long.
   void MakeLongConversation(bool run) {
@@ -268,10 +270,10 @@ class EngineBench {
       return;
     }
     auto snapshot = std::make_shared<StateSnapshot>(
-        *store_.Peek({.key = {"", "short"}, .model_fingerprint = kFingerprint})->snapshot);
+        *store_.Peek({.key = {"", "short"}, .model = Tag()})->snapshot);
     snapshot->consumed = kLong - 1;
     const auto lease = store_.Acquire(
-        {.key = {"", "long"}, .model_fingerprint = kFingerprint, .create_if_missing = true});
+        {.key = {"", "long"}, .model = Tag(), .create_if_missing = true});
     SKEIN_CHECK(lease.ok());
     SKEIN_CHECK(
         store_.Commit(*lease, Request(1, kLong, 0).input, {}, snapshot, "length", "made").ok());

@@ -72,7 +72,7 @@ class Engine::Impl {
       : model_(model),
         device_(device),
         tokenizer_(tokenizer),
-        fingerprint_(fingerprint),
+        tag_{fingerprint, tokenizer.Fingerprint()},
         options_(options),
         observer_(observer),
         chat_(std::move(chat)),
@@ -83,8 +83,8 @@ class Engine::Impl {
 
   absl::Status Start() {
     SKEIN_ASSIGN_OR_RETURN(
-        loop_, EngineLoop::Create({model_, device_, tokenizer_, fingerprint_, options_, observer_,
-                                   store_, queue_, shards_}));
+        loop_, EngineLoop::Create({model_, device_, tokenizer_, tag_.fingerprint, options_,
+                                   observer_, store_, queue_, shards_}));
     thread_ = std::thread([this] { loop_->Run(); });
     return absl::OkStatus();
   }
@@ -103,7 +103,7 @@ class Engine::Impl {
   Model& model_;
   kernels::Device& device_;
   const Tokenizer& tokenizer_;
-  const uint64_t fingerprint_;
+  const ModelTag tag_;
   const EngineOptions options_;
   EngineObserver* const observer_;
   const ChatTemplate chat_;
@@ -190,11 +190,14 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
     const bool needs_one = request.input.empty() && request.stopping.max_tokens > 0;
     absl::StatusOr<Lease> lease =
         store_.Acquire({.key = {request.tenant, request.conversation_id},
-                        .model_fingerprint = fingerprint_,
+                        .model = tag_,
+                        .on_model_mismatch = request.on_model_mismatch,
                         .create_if_missing = request.create_if_missing,
                         .base_version = request.base_version,
                         .expected_version = request.expected_version,
-                        .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
+                        .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny,
+                        .ttl = request.ttl,
+                        .quotas = request.quotas});
     absl::Status status = lease.status();
     if (lease.ok() && needs_one && lease->pending.empty()) {
       store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
@@ -223,7 +226,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
     const bool needs_one = request.prompt.empty();
     absl::StatusOr<Lease> lease =
         store_.Peek({.key = {request.tenant, request.conversation_id},
-                     .model_fingerprint = fingerprint_,
+                     .model = tag_,
                      .base_version = request.base_version,
                      .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
     absl::Status status = lease.status();

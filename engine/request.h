@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/cord.h"
 #include "absl/time/time.h"
+#include "engine/store/types.h"
 #include "kernels/ops.h"
 
 namespace skein::engine {
@@ -49,6 +51,10 @@ struct GenerateRequest {
   std::optional<int64_t> base_version;      // continue from this kept version instead of the head
   std::optional<int64_t> expected_version;  // fail unless the head is this one
   CommitMode commit = CommitMode::kOnSuccess;
+  bool wait_if_busy = false;  // for the conversation, in its line; else ABORTED
+  OnModelMismatch on_model_mismatch = OnModelMismatch::kFail;
+  std::optional<absl::Duration> ttl;  // of the conversation, from the commit on; unset: as it was
+  Quotas quotas;                      // of the tenant
   // Appended to the conversation. `separator` goes before it when the conversation's turn is open
   // (chat messages); empty for plain text and token ids.
   std::vector<int32_t> input;
@@ -113,6 +119,19 @@ struct FinishedEvent {
   bool committed = false;
   int64_t version = 0;  // the new version when committed
 };
+
+// An error may still have committed what was there (KEEP_PARTIAL, and the client is gone or its
+// deadline passed): its status then carries the new version.
+inline constexpr char kCommittedPayload[] = "skein.committed";
+inline absl::Status WithCommittedVersion(absl::Status status, int64_t version) {
+  status.SetPayload(kCommittedPayload, absl::Cord(std::to_string(version)));
+  return status;
+}
+inline std::optional<int64_t> CommittedVersion(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kCommittedPayload);
+  if (!payload.has_value()) return std::nullopt;
+  return std::stoll(std::string(*payload));
+}
 
 // Receives one request's events, in order, from one thread at a time (an output shard): OnQueued*,
 // OnStarted, OnProgress*, OnOutput*, then exactly one of OnFinished or OnError. Calls must return

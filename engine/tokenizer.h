@@ -33,6 +33,8 @@ class Tokenizer {
 
   std::vector<int32_t> Encode(absl::string_view bytes) const;
   std::string Decode(const std::vector<int32_t>& tokens) const;  // bytes, not necessarily UTF-8
+  // Of what each id stands for: token ids mean the same where this is the same. Reads all of them.
+  uint64_t Fingerprint() const;
 };
 
 // Byte tokenizer: V = 257, id 0 ends a document, id = byte + 1.

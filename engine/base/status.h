@@ -4,23 +4,26 @@
 // API:
 //
 //   RESOURCE_EXHAUSTED   QUEUE_FULL, QUEUE_TOKENS_FULL, SLOW_READER, CONVERSATION_LIMIT,
-//   CONVERSATION_MEMORY UNAVAILABLE          DRAINING, LOADING NOT_FOUND CONVERSATION_NOT_FOUND,
-//   VERSION_NOT_FOUND, MODEL_NOT_FOUND ABORTED              CONVERSATION_BUSY FAILED_PRECONDITION
-//   VERSION_MISMATCH, MODEL_MISMATCH, NO_CHAT_TEMPLATE ALREADY_EXISTS       REQUEST_ID_IN_USE,
-//   CONVERSATION_EXISTS INTERNAL             NON_FINITE_LOGITS
+//   CONVERSATION_MEMORY, TENANT_QUOTA UNAVAILABLE          DRAINING, LOADING NOT_FOUND
+//   CONVERSATION_NOT_FOUND, VERSION_NOT_FOUND, MODEL_NOT_FOUND ABORTED CONVERSATION_BUSY
+//   FAILED_PRECONDITION VERSION_MISMATCH, MODEL_MISMATCH, NO_CHAT_TEMPLATE ALREADY_EXISTS
+//   REQUEST_ID_IN_USE, CONVERSATION_EXISTS INTERNAL             NON_FINITE_LOGITS
 //
-// A status without a reason is sent with its code's name as the reason.
+// A status without a reason is sent with its code's name as the reason. Metadata is sent as
+// ErrorInfo.metadata.
 
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 
 namespace skein::base {
 
 inline constexpr char kReasonPayload[] = "skein.reason";
+inline constexpr char kMetadataPrefix[] = "skein.metadata.";
 
 inline absl::Status WithReason(absl::Status status, absl::string_view reason) {
   status.SetPayload(kReasonPayload, absl::Cord(reason));
@@ -36,6 +39,10 @@ inline absl::Status MakeStatus(absl::StatusCode code, absl::string_view reason,
 inline std::string Reason(const absl::Status& status) {
   const absl::optional<absl::Cord> payload = status.GetPayload(kReasonPayload);
   return payload.has_value() ? std::string(*payload) : std::string();
+}
+
+inline void SetMetadata(absl::Status* status, absl::string_view key, absl::string_view value) {
+  status->SetPayload(absl::StrCat(kMetadataPrefix, key), absl::Cord(value));
 }
 
 }  // namespace skein::base

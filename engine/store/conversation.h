@@ -5,22 +5,27 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
-#include "engine/store/conversation_store.h"
 #include "engine/store/snapshot_cache.h"
+#include "engine/store/types.h"
 
 namespace skein::engine {
 
+struct Tenant;
+
 // The tokens of one committed turn; immutable, shared by the conversations that were forked after
-// it.
+// it. They count for the tenant that committed it until the last of those has gone.
 struct Turn {
   std::vector<int32_t> input;
   std::vector<int32_t> output;
   std::string finish_reason;
   absl::Time time;
+  uint64_t model = 0;  // fingerprint of the weights that made it
+  Tenant* payer = nullptr;
 
   int64_t tokens() const { return static_cast<int64_t>(input.size() + output.size()); }
   int64_t bytes() const { return tokens() * static_cast<int64_t>(sizeof(int32_t)) + 128; }
@@ -39,12 +44,19 @@ struct Version {
   bool has_state() const { return cell != nullptr && cell->snapshot != nullptr; }
 };
 
+// Conversations by the time at which they expire, while nobody uses them.
+using ExpiryOrder = std::multimap<absl::Time, const ConversationKey*>;
+
 struct Conversation {
   std::map<int64_t, Version> versions;
   int64_t head = 0;
   int64_t next_version = 1;
+  uint64_t vocabulary = 0;  // that the token ids are of; meaningless while there are no versions
   bool busy = false;
-  absl::Time created, used;
+  absl::Time created, used;  // wall clock
+  absl::Time used_steady;    // the same moment as `used`
+  absl::Duration ttl = absl::InfiniteDuration();
+  std::optional<ExpiryOrder::iterator> expiry;  // set while it is idle and can expire
   std::string last_request_id, last_end;
 
   int64_t TokensAt(int64_t version) const { return version == 0 ? 0 : versions.at(version).tokens; }

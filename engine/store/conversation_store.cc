@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/store/conversation_store_impl.h"
 
@@ -11,15 +11,34 @@ namespace skein::engine {
 namespace {
 
 using base::MakeStatus;
-using Garbage = SnapshotCache::Garbage;
 
 constexpr int64_t kLastTokens = 16;  // enough to see a template's separator at the end
+
+// Whether this model may go on from this version.
+absl::Status CheckModel(const ConversationKey& key, const Conversation& conversation, int64_t base,
+                        const ModelTag& model, OnModelMismatch mode) {
+  if (!conversation.versions.empty() && conversation.vocabulary != model.vocabulary) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "VOCABULARY_MISMATCH",
+                      absl::StrCat("the tokens of conversation '", key.id,
+                                   "' are of another vocabulary than this model's"));
+  }
+  if (base == 0 || mode == OnModelMismatch::kRebuild) return absl::OkStatus();
+  const uint64_t maker = conversation.versions.at(base).turn->model;
+  if (maker == model.fingerprint) return absl::OkStatus();
+  return MakeStatus(
+      absl::StatusCode::kFailedPrecondition, "MODEL_MISMATCH",
+      absl::StrFormat("version %d of conversation '%s' was made by another model (fingerprint "
+                      "%016x, this one's is %016x); on_model_mismatch REBUILD goes on from its "
+                      "tokens",
+                      base, key.id, maker, model.fingerprint));
+}
 
 }  // namespace
 
 // ---- reading and reserving
 
-absl::Status ConversationStore::Impl::RoomFor(int64_t conversations, int64_t bytes) const {
+absl::Status ConversationStore::Impl::RoomFor(const std::string& tenant, const Quotas& quotas,
+                                              int64_t conversations, int64_t bytes) const {
   if (static_cast<int64_t>(conversations_.size()) + conversations > options_.max_conversations) {
     return MakeStatus(absl::StatusCode::kResourceExhausted, "CONVERSATION_LIMIT",
                       absl::StrCat("the server keeps at most ", options_.max_conversations,
@@ -31,14 +50,47 @@ absl::Status ConversationStore::Impl::RoomFor(int64_t conversations, int64_t byt
         absl::StrCat("the memory for conversation tokens (", options_.token_budget_bytes,
                      " bytes) is full; delete some conversations first"));
   }
+  const auto it = tenants_.find(tenant);
+  const int64_t has = it == tenants_.end() ? 0 : it->second.conversations;
+  const int64_t uses = it == tenants_.end() ? 0 : it->second.token_bytes;
+  if (quotas.conversations > 0 && has + conversations > quotas.conversations) {
+    return MakeStatus(
+        absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
+        absl::StrCat("your quota is ", quotas.conversations, " conversations; delete some first"));
+  }
+  if (quotas.bytes > 0 && uses + bytes > quotas.bytes) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
+                      absl::StrCat("your quota of memory for conversations (", quotas.bytes,
+                                   " bytes) is used by their tokens; delete some first"));
+  }
   return absl::OkStatus();
 }
 
-ConversationStore::Impl::Entry& ConversationStore::Impl::Insert(ConversationKey key) {
+ConversationStore::Impl::Entry& ConversationStore::Impl::Insert(ConversationKey key,
+                                                                absl::Duration ttl) {
+  Tenant& tenant = tenants_[key.tenant];
+  tenant.tombstones.Remove(key.id);
+  ++tenant.conversations;
+  Pay(&tenant, kConversationBytes);
   Entry& entry = *conversations_.try_emplace(std::move(key)).first;
-  entry.second.created = entry.second.used = absl::Now();
-  token_bytes_ += kConversationBytes;
+  entry.second.ttl = ttl;
+  entry.second.created = options_.wall_now();
+  Use(&entry);
+  Schedule(&entry);
   return entry;
+}
+
+void ConversationStore::Impl::Pay(Tenant* tenant, int64_t bytes) {
+  tenant->token_bytes += bytes;
+  token_bytes_ += bytes;
+}
+
+// Tokens come first: they cannot be made again.
+void ConversationStore::Impl::ShrinkToQuota(Tenant* tenant, const Quotas& quotas,
+                                            Garbage* garbage) {
+  if (quotas.bytes > 0) {
+    cache_.Shrink(&tenant->states, quotas.bytes - tenant->token_bytes, garbage);
+  }
 }
 
 absl::StatusOr<int64_t> ConversationStore::Impl::Base(const Entry& entry,
@@ -53,13 +105,15 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
   const Conversation& conversation = entry.second;
   Lease lease;
   lease.key = entry.first;
-  lease.model_fingerprint = request.model_fingerprint;
+  lease.model = request.model;
+  lease.ttl = request.ttl;
+  lease.quotas = request.quotas;
   lease.base_version = base;
   lease.tokens = conversation.TokensAt(base);
   if (base == 0) return lease;
   const int64_t limit = request.pending == Pending::kAtLeastOne ? lease.tokens - 1 : lease.tokens;
   const SnapshotCache::CellRef cell =
-      conversation.NearestState(base, limit, request.model_fingerprint);
+      conversation.NearestState(base, limit, request.model.fingerprint);
   if (cell != nullptr) {
     cache_.Touch(cell);
     lease.snapshot = cell->snapshot;
@@ -71,12 +125,12 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
   return lease;
 }
 
-absl::StatusOr<Lease> ConversationStore::Impl::Acquire(const LeaseRequest& request) {
+absl::StatusOr<Lease> ConversationStore::Impl::TakeLease(const LeaseRequest& request,
+                                                         Garbage* garbage) {
   const ConversationKey& key = request.key;
-  std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = conversations_.find(key);
+  const Map::iterator it = Find(key, garbage);
   const bool exists = it != conversations_.end();
-  if (!exists && !request.create_if_missing) return NoSuchConversation(key);
+  if (!exists && !request.create_if_missing) return Missing(key);
   if (exists && it->second.busy) return Busy(key);
   const int64_t head = exists ? it->second.head : 0;
   if (request.expected_version.value_or(head) != head) {
@@ -84,28 +138,43 @@ absl::StatusOr<Lease> ConversationStore::Impl::Acquire(const LeaseRequest& reque
                       absl::StrCat("the head of conversation '", key.id, "' is version ", head,
                                    ", not ", *request.expected_version));
   }
-  if (!exists && request.base_version.value_or(0) != 0) {
-    return NoSuchVersion(key, *request.base_version);
+  int64_t base = request.base_version.value_or(head);
+  if (exists) {
+    SKEIN_ASSIGN_OR_RETURN(base, Base(*it, request.base_version));
+    SKEIN_RETURN_IF_ERROR(
+        CheckModel(key, it->second, base, request.model, request.on_model_mismatch));
+  } else if (base != 0) {
+    return NoSuchVersion(key, base);
   }
-  SKEIN_RETURN_IF_ERROR(RoomFor(exists ? 0 : 1, kVersionBytes + (exists ? 0 : kConversationBytes)));
-  Entry& entry = exists ? *it : Insert(key);
-  const absl::StatusOr<int64_t> from = Base(entry, request.base_version);
-  if (!from.ok()) return from.status();
+  SKEIN_RETURN_IF_ERROR(RoomFor(key.tenant, request.quotas, exists ? 0 : 1,
+                                kVersionBytes + (exists ? 0 : kConversationBytes)));
+  Entry& entry = exists ? *it : Insert(key, request.ttl.value_or(options_.ttl));
   entry.second.busy = true;
-  entry.second.used = absl::Now();
-  Lease lease = MakeLease(entry, *from, request);
+  Use(&entry);
+  Unschedule(&entry.second);
+  Lease lease = MakeLease(entry, base, request);
   lease.created = !exists;
   return lease;
 }
 
-absl::StatusOr<Lease> ConversationStore::Impl::Peek(const LeaseRequest& request) {
+absl::StatusOr<Lease> ConversationStore::Impl::Acquire(const LeaseRequest& request) {
+  Garbage garbage;  // freed after the lock
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = conversations_.find(request.key);
-  if (it == conversations_.end()) return NoSuchConversation(request.key);
-  const absl::StatusOr<int64_t> from = Base(*it, request.base_version);
-  if (!from.ok()) return from.status();
-  it->second.used = absl::Now();
-  return MakeLease(*it, *from, request);
+  if (lines_.WaitingFor(request.key) > 0) return Busy(request.key);  // nobody jumps the line
+  return TakeLease(request, &garbage);
+}
+
+absl::StatusOr<Lease> ConversationStore::Impl::Peek(const LeaseRequest& request) {
+  Garbage garbage;
+  std::lock_guard<std::mutex> lock(mu_);
+  const Map::iterator it = Find(request.key, &garbage);
+  if (it == conversations_.end()) return Missing(request.key);
+  SKEIN_ASSIGN_OR_RETURN(const int64_t base, Base(*it, request.base_version));
+  SKEIN_RETURN_IF_ERROR(
+      CheckModel(it->first, it->second, base, request.model, OnModelMismatch::kRebuild));
+  Use(&*it);
+  if (!it->second.busy) Schedule(&*it);
+  return MakeLease(*it, base, request);
 }
 
 // ---- ending a reservation
@@ -114,18 +183,21 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
     const Lease& lease, std::vector<int32_t> input, std::vector<int32_t> output,
     std::shared_ptr<const StateSnapshot> snapshot, absl::string_view finish_reason,
     absl::string_view request_id) {
-  Garbage garbage;  // freed after the lock
+  Garbage garbage;
   auto turn = std::make_shared<Turn>();
   turn->input = std::move(input);
   turn->output = std::move(output);
   turn->finish_reason = std::string(finish_reason);
-  turn->time = absl::Now();
+  turn->time = options_.wall_now();
+  turn->model = lease.model.fingerprint;
   std::lock_guard<std::mutex> lock(mu_);
   const Map::iterator it = conversations_.find(lease.key);
   SKEIN_CHECK(it != conversations_.end() && it->second.busy);
   Conversation& conversation = it->second;
-  SKEIN_RETURN_IF_ERROR(RoomFor(0, kVersionBytes + turn->bytes()));
-  token_bytes_ += kVersionBytes + turn->bytes();
+  Tenant& tenant = tenants_.at(lease.key.tenant);
+  SKEIN_RETURN_IF_ERROR(RoomFor(lease.key.tenant, lease.quotas, 0, kVersionBytes + turn->bytes()));
+  Pay(&tenant, kVersionBytes + turn->bytes());
+  turn->payer = &tenant;
 
   Version version;
   version.parent = lease.base_version;
@@ -133,17 +205,22 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   version.turn = std::move(turn);
   if (snapshot != nullptr) {
     SKEIN_CHECK(snapshot->consumed <= version.tokens &&
-                snapshot->model_fingerprint == lease.model_fingerprint);
-    version.cell = cache_.Add(std::move(snapshot), &garbage);
+                snapshot->model_fingerprint == lease.model.fingerprint);
+    version.cell = cache_.Add(std::move(snapshot), &tenant.states, &garbage);
   }
   const int64_t id = conversation.next_version++;
+  conversation.vocabulary = lease.model.vocabulary;
   conversation.versions.emplace(id, std::move(version));
   conversation.head = id;
   conversation.busy = false;
-  conversation.used = absl::Now();
+  conversation.ttl = lease.ttl.value_or(conversation.ttl);
   conversation.last_request_id = std::string(request_id);
   conversation.last_end = std::string(finish_reason);
   KeepNewestStates(&conversation, &garbage);
+  ShrinkToQuota(&tenant, lease.quotas, &garbage);
+  Use(&*it);
+  Schedule(&*it);
+  lines_.WakeFirst(lease.key);
   return id;
 }
 
@@ -166,18 +243,10 @@ void ConversationStore::Impl::Release(const Lease& lease, absl::string_view requ
   it->second.busy = false;
   it->second.last_request_id = std::string(request_id);
   it->second.last_end = std::string(end);
-  if (lease.created) Remove(it, &garbage);
-}
-
-void ConversationStore::Impl::Remove(Map::iterator it, Garbage* garbage) {
-  for (auto& [id, version] : it->second.versions) {
-    if (version.cell != nullptr) cache_.Drop(version.cell, garbage);
-    token_bytes_ -= kVersionBytes;
-    if (version.turn.use_count() == 1) token_bytes_ -= version.turn->bytes();
-    version.turn = nullptr;
-  }
-  token_bytes_ -= kConversationBytes;
-  conversations_.erase(it);
+  Use(&*it);
+  Schedule(&*it);
+  if (lease.created) Bury(it, Gone::kNotCommitted, &garbage);
+  lines_.WakeFirst(lease.key);
 }
 
 // ---- the public face
@@ -204,32 +273,40 @@ void ConversationStore::Release(const Lease& lease, absl::string_view request_id
                                 absl::string_view end) {
   impl_->Release(lease, request_id, end);
 }
-absl::StatusOr<ConversationInfo> ConversationStore::Create(const ConversationKey& key) {
-  return impl_->Create(key);
+absl::StatusOr<uint64_t> ConversationStore::Join(LeaseRequest request, std::function<void()> wake) {
+  return impl_->Join(std::move(request), std::move(wake));
+}
+absl::StatusOr<std::optional<Lease>> ConversationStore::Claim(uint64_t ticket) {
+  return impl_->Claim(ticket);
+}
+void ConversationStore::Leave(uint64_t ticket) { impl_->Leave(ticket); }
+int64_t ConversationStore::Ahead(uint64_t ticket) const { return impl_->Ahead(ticket); }
+absl::StatusOr<ConversationInfo> ConversationStore::Create(const ConversationKey& key,
+                                                           const NewConversation& made) {
+  return impl_->Create(key, made);
 }
 absl::StatusOr<ConversationInfo> ConversationStore::Get(const ConversationKey& key) const {
   return impl_->Get(key);
 }
-absl::StatusOr<std::vector<VersionInfo>> ConversationStore::History(
-    const ConversationKey& key) const {
-  return impl_->History(key);
+absl::StatusOr<std::vector<VersionInfo>> ConversationStore::History(const ConversationKey& key,
+                                                                    int64_t after, int32_t limit,
+                                                                    int64_t tokens) const {
+  return impl_->History(key, after, limit, tokens);
 }
-std::vector<ConversationInfo> ConversationStore::List(absl::string_view tenant,
-                                                      absl::string_view prefix,
-                                                      absl::string_view after,
-                                                      int32_t limit) const {
-  return impl_->List(tenant, prefix, after, limit);
+std::vector<ConversationInfo> ConversationStore::List(const ListQuery& query) const {
+  return impl_->List(query);
 }
 absl::Status ConversationStore::Delete(const ConversationKey& key) { return impl_->Delete(key); }
 absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Fork(
     const ConversationKey& key, std::optional<int64_t> version, int32_t n,
-    const std::vector<std::string>& ids) {
-  return impl_->Fork(key, version, n, ids);
+    const std::vector<std::string>& ids, const NewConversation& made) {
+  return impl_->Fork(key, version, n, ids, made);
 }
 absl::StatusOr<ConversationInfo> ConversationStore::Rewind(const ConversationKey& key,
                                                            int64_t version) {
   return impl_->Rewind(key, version);
 }
+void ConversationStore::Expire() { impl_->Expire(); }
 ConversationStoreGauges ConversationStore::gauges() const { return impl_->gauges(); }
 
 }  // namespace skein::engine

@@ -1,6 +1,7 @@
 #pragma once
 // The conversation store's own class: reserving and committing are in conversation_store.cc,
-// managing in manage_conversations.cc.
+// the line for a busy conversation in wait_for_conversation.cc, what goes away in
+// expire_conversations.cc, managing in manage_conversations.cc.
 
 #include <cstdint>
 #include <map>
@@ -16,6 +17,8 @@
 #include "engine/store/conversation.h"
 #include "engine/store/conversation_store.h"
 #include "engine/store/snapshot_cache.h"
+#include "engine/store/tombstones.h"
+#include "engine/store/waiting_lines.h"
 
 namespace skein::engine {
 
@@ -24,12 +27,15 @@ namespace skein::engine {
 inline constexpr int64_t kVersionBytes = 128;
 inline constexpr int64_t kConversationBytes = 512;
 
-// Messages show the id alone: the client knows its tenant.
-inline absl::Status NoSuchConversation(const ConversationKey& key) {
-  return base::MakeStatus(absl::StatusCode::kNotFound, "CONVERSATION_NOT_FOUND",
-                          absl::StrCat("no conversation '", key.id, "'"));
-}
+// What one tenant uses. Kept for ever: tenants are those of the configuration.
+struct Tenant {
+  int64_t conversations = 0;
+  int64_t token_bytes = 0;
+  SnapshotCache::Account states;
+  Tombstones tombstones;
+};
 
+// Messages show the id alone: the client knows its tenant.
 inline absl::Status NoSuchVersion(const ConversationKey& key, int64_t version) {
   return base::MakeStatus(absl::StatusCode::kNotFound, "VERSION_NOT_FOUND",
                           absl::StrCat("conversation '", key.id, "' has no version ", version));
@@ -43,7 +49,7 @@ inline absl::Status Busy(const ConversationKey& key) {
 class ConversationStore::Impl {
  public:
   explicit Impl(const ConversationStoreOptions& options)
-      : options_(options), cache_(options.budget_bytes) {}
+      : options_(options), cache_(options.budget_bytes), lines_(options.max_waiting) {}
 
   absl::StatusOr<Lease> Acquire(const LeaseRequest& request);
   absl::StatusOr<Lease> Peek(const LeaseRequest& request);
@@ -52,47 +58,86 @@ class ConversationStore::Impl {
                                  std::shared_ptr<const StateSnapshot> snapshot,
                                  absl::string_view finish_reason, absl::string_view request_id);
   void Release(const Lease& lease, absl::string_view request_id, absl::string_view end);
-  absl::StatusOr<ConversationInfo> Create(const ConversationKey& key);
-  absl::StatusOr<ConversationInfo> Get(const ConversationKey& key) const;
-  absl::StatusOr<std::vector<VersionInfo>> History(const ConversationKey& key) const;
-  std::vector<ConversationInfo> List(absl::string_view tenant, absl::string_view prefix,
-                                     absl::string_view after, int32_t limit) const;
+  absl::StatusOr<uint64_t> Join(LeaseRequest request, std::function<void()> wake);
+  absl::StatusOr<std::optional<Lease>> Claim(uint64_t ticket);
+  void Leave(uint64_t ticket);
+  int64_t Ahead(uint64_t ticket) const;
+  absl::StatusOr<ConversationInfo> Create(const ConversationKey& key, const NewConversation& made);
+  absl::StatusOr<ConversationInfo> Get(const ConversationKey& key);
+  absl::StatusOr<std::vector<VersionInfo>> History(const ConversationKey& key, int64_t after,
+                                                   int32_t limit, int64_t tokens);
+  std::vector<ConversationInfo> List(const ListQuery& query) const;
   absl::Status Delete(const ConversationKey& key);
   absl::StatusOr<std::vector<ConversationInfo>> Fork(const ConversationKey& key,
                                                      std::optional<int64_t> version, int32_t n,
-                                                     const std::vector<std::string>& ids);
+                                                     const std::vector<std::string>& ids,
+                                                     const NewConversation& made);
   absl::StatusOr<ConversationInfo> Rewind(const ConversationKey& key, int64_t version);
+  void Expire();
   ConversationStoreGauges gauges() const;
 
  private:
   using Map = std::map<ConversationKey, Conversation>;
   using Entry = Map::value_type;
+  using Garbage = SnapshotCache::Garbage;
 
-  absl::Status RoomFor(int64_t conversations, int64_t bytes) const
+  // conversation_store.cc
+  absl::StatusOr<Lease> TakeLease(const LeaseRequest& request, Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Entry& Insert(ConversationKey key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Remove(Map::iterator it, SnapshotCache::Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status RoomFor(const std::string& tenant, const Quotas& quotas, int64_t conversations,
+                       int64_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Entry& Insert(ConversationKey key, absl::Duration ttl) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Pay(Tenant* tenant, int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ShrinkToQuota(Tenant* tenant, const Quotas& quotas, Garbage* garbage)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<int64_t> Base(const Entry& entry, std::optional<int64_t> version) const;
   Lease MakeLease(const Entry& entry, int64_t base, const LeaseRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void KeepNewestStates(Conversation* conversation, SnapshotCache::Garbage* garbage)
+  void KeepNewestStates(Conversation* conversation, Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::StatusOr<std::vector<std::string>> ForkIds(absl::string_view tenant, int32_t n,
-                                                   const std::vector<std::string>& ids) const
+
+  // wait_for_conversation.cc
+  // Somebody left the line, or came: unless the conversation is busy, it is the next one's.
+  void LeftIdle(const ConversationKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // expire_conversations.cc
+  // The conversation, unless it is not there or has expired.
+  Map::iterator Find(const ConversationKey& key, Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CopyUpTo(const Conversation& from, int64_t version, Conversation* to)
+  // NOT_FOUND, with what is known of it.
+  absl::Status Missing(const ConversationKey& key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Use(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);       // it is used now
+  void Schedule(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // its expiry, while it is idle
+  void Unschedule(Conversation* conversation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool InUse(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Expired(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Removes it and leaves a tombstone.
+  void Bury(Map::iterator it, Gone why, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // manage_conversations.cc
+  absl::StatusOr<std::vector<ConversationKey>> ForkKeys(const std::string& tenant, int32_t n,
+                                                        const std::vector<std::string>& ids,
+                                                        Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  static ConversationInfo Describe(const Entry& entry);
+  void CopyUpTo(const Conversation& from, int64_t version, Tenant* payer, Conversation* to)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Matches(const Entry& entry, const ListQuery& query) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ConversationInfo Describe(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after construction.
   const ConversationStoreOptions options_;
 
   mutable std::mutex mu_;
+  std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mu_);  // outlive what they pay for
   Map conversations_ ABSL_GUARDED_BY(mu_);
   SnapshotCache cache_ ABSL_GUARDED_BY(mu_);
+  WaitingLines lines_ ABSL_GUARDED_BY(mu_);
+  ExpiryOrder expiries_ ABSL_GUARDED_BY(mu_);
   int64_t token_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t hits_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t misses_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t expired_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t deleted_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace skein::engine

@@ -6,7 +6,6 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/store/conversation_store_impl.h"
 
@@ -14,7 +13,8 @@ namespace skein::engine {
 namespace {
 
 using base::MakeStatus;
-using Garbage = SnapshotCache::Garbage;
+
+constexpr int kListAtOnce = 256;  // conversations looked at under one hold of the lock
 
 std::string RandomId() {
   std::random_device source;
@@ -29,7 +29,7 @@ absl::Status Exists(absl::string_view id) {
 
 }  // namespace
 
-ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
+ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) const {
   const Conversation& conversation = entry.second;
   ConversationInfo info;
   info.id = entry.first.id;
@@ -39,97 +39,126 @@ ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) {
     if (version.has_state()) info.state_bytes += version.cell->snapshot->bytes();
   }
   info.busy = conversation.busy;
+  info.waiting = lines_.WaitingFor(entry.first);
   info.created = conversation.created;
   info.used = conversation.used;
+  info.ttl = conversation.ttl;
   info.last_request_id = conversation.last_request_id;
   info.last_end = conversation.last_end;
+  if (conversation.head != 0) {
+    info.model_fingerprint = conversation.versions.at(conversation.head).turn->model;
+  }
   return info;
 }
 
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(const ConversationKey& key) {
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(const ConversationKey& key,
+                                                                 const NewConversation& made) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  if (conversations_.contains(key)) return Exists(key.id);
-  SKEIN_RETURN_IF_ERROR(RoomFor(1, kConversationBytes));
-  return Describe(Insert({key.tenant, key.id.empty() ? RandomId() : key.id}));
+  if (Find(key, &garbage) != conversations_.end()) return Exists(key.id);
+  SKEIN_RETURN_IF_ERROR(RoomFor(key.tenant, made.quotas, 1, kConversationBytes));
+  return Describe(
+      Insert({key.tenant, key.id.empty() ? RandomId() : key.id}, made.ttl.value_or(options_.ttl)));
 }
 
-absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(const ConversationKey& key) const {
+absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(const ConversationKey& key) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(key);
-  if (it == conversations_.end()) return NoSuchConversation(key);
+  const Map::iterator it = Find(key, &garbage);
+  if (it == conversations_.end()) return Missing(key);
   return Describe(*it);
 }
 
 absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
-    const ConversationKey& key) const {
+    const ConversationKey& key, int64_t after, int32_t limit, int64_t tokens) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const auto it = conversations_.find(key);
-  if (it == conversations_.end()) return NoSuchConversation(key);
+  const Map::iterator found = Find(key, &garbage);
+  if (found == conversations_.end()) return Missing(key);
+  const std::map<int64_t, Version>& versions = found->second.versions;
   std::vector<VersionInfo> history;
-  history.reserve(it->second.versions.size());
-  for (const auto& [number, version] : it->second.versions) {
-    history.push_back({number, version.parent, version.turn->input, version.turn->output,
+  for (auto it = versions.upper_bound(after); it != versions.end(); ++it) {
+    if (static_cast<int64_t>(history.size()) >= limit || tokens <= 0) break;
+    const Version& version = it->second;
+    tokens -= version.turn->tokens();
+    history.push_back({it->first, version.parent, version.turn->input, version.turn->output,
                        version.turn->finish_reason, version.turn->time, version.tokens,
-                       version.has_state()});
+                       version.has_state(), version.turn->model});
   }
   return history;
 }
 
-std::vector<ConversationInfo> ConversationStore::Impl::List(absl::string_view tenant,
-                                                            absl::string_view prefix,
-                                                            absl::string_view after,
-                                                            int32_t limit) const {
-  std::lock_guard<std::mutex> lock(mu_);
+bool ConversationStore::Impl::Matches(const Entry& entry, const ListQuery& query) const {
+  const Conversation& conversation = entry.second;
+  if (Expired(entry)) return false;
+  if (query.busy.has_value() && conversation.busy != *query.busy) return false;
+  if (query.has_state.has_value()) {
+    const bool has =
+        conversation.head != 0 && conversation.versions.at(conversation.head).has_state();
+    if (has != *query.has_state) return false;
+  }
+  return conversation.used >= query.used_since && conversation.used < query.used_before;
+}
+
+std::vector<ConversationInfo> ConversationStore::Impl::List(const ListQuery& query) const {
   std::vector<ConversationInfo> found;
-  auto it = conversations_.lower_bound({std::string(tenant), std::string(prefix)});
-  if (!after.empty() && after >= prefix) {
-    it = conversations_.upper_bound({std::string(tenant), std::string(after)});
+  // The first id not looked at yet; `after` itself is not wanted.
+  ConversationKey next{query.tenant, std::max(query.prefix, query.after)};
+  bool skip_first = !query.after.empty() && query.after >= query.prefix;
+  while (true) {
+    std::lock_guard<std::mutex> lock(mu_);
+    auto it = skip_first ? conversations_.upper_bound(next) : conversations_.lower_bound(next);
+    for (int looked = 0; looked < kListAtOnce; ++looked, ++it) {
+      if (static_cast<int64_t>(found.size()) >= query.limit || it == conversations_.end() ||
+          it->first.tenant != query.tenant || !absl::StartsWith(it->first.id, query.prefix)) {
+        return found;
+      }
+      if (Matches(*it, query)) found.push_back(Describe(*it));
+      next.id = it->first.id;
+      skip_first = true;
+    }
   }
-  for (; it != conversations_.end() && static_cast<int32_t>(found.size()) < limit; ++it) {
-    if (it->first.tenant != tenant || !absl::StartsWith(it->first.id, prefix)) break;
-    found.push_back(Describe(*it));
-  }
-  return found;
 }
 
 absl::Status ConversationStore::Impl::Delete(const ConversationKey& key) {
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = conversations_.find(key);
-  if (it == conversations_.end()) return NoSuchConversation(key);
-  if (it->second.busy) return Busy(key);
-  Remove(it, &garbage);
+  const Map::iterator it = Find(key, &garbage);
+  if (it == conversations_.end()) return Missing(key);
+  if (InUse(*it)) return Busy(key);
+  Bury(it, Gone::kDeleted, &garbage);
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<std::string>> ConversationStore::Impl::ForkIds(
-    absl::string_view tenant, int32_t n, const std::vector<std::string>& ids) const {
+absl::StatusOr<std::vector<ConversationKey>> ConversationStore::Impl::ForkKeys(
+    const std::string& tenant, int32_t n, const std::vector<std::string>& ids, Garbage* garbage) {
   if (n < 1)
     return absl::InvalidArgumentError(absl::StrCat("a fork makes at least 1 copy, not ", n));
   if (!ids.empty() && static_cast<int64_t>(ids.size()) != n) {
     return absl::InvalidArgumentError(absl::StrCat("got ", ids.size(), " ids for ", n, " copies"));
   }
-  std::vector<std::string> names;
+  std::vector<ConversationKey> keys;
   for (int32_t i = 0; i < n; ++i) {
-    std::string name = ids.empty() || ids[i].empty() ? RandomId() : ids[i];
-    if (conversations_.contains({std::string(tenant), name}) ||
-        std::find(names.begin(), names.end(), name) != names.end()) {
-      return Exists(name);
+    ConversationKey key{tenant, ids.empty() || ids[i].empty() ? RandomId() : ids[i]};
+    if (Find(key, garbage) != conversations_.end() ||
+        std::find(keys.begin(), keys.end(), key) != keys.end()) {
+      return Exists(key.id);
     }
-    names.push_back(std::move(name));
+    keys.push_back(std::move(key));
   }
-  return names;
+  return keys;
 }
 
-void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version,
+void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version, Tenant* payer,
                                        Conversation* to) {
   to->head = version;
   to->next_version = version + 1;
+  to->vocabulary = from.vocabulary;
   while (version != 0) {
     const Version& source = from.versions.at(version);
     Version copy = source;
     if (source.cell != nullptr) copy.cell = cache_.Share(source.cell);
-    token_bytes_ += kVersionBytes;
+    Pay(payer, kVersionBytes);
     to->versions.emplace(version, std::move(copy));
     version = source.parent;
   }
@@ -137,21 +166,24 @@ void ConversationStore::Impl::CopyUpTo(const Conversation& from, int64_t version
 
 absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
     const ConversationKey& key, std::optional<int64_t> version, int32_t n,
-    const std::vector<std::string>& ids) {
+    const std::vector<std::string>& ids, const NewConversation& made) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = conversations_.find(key);
-  if (it == conversations_.end()) return NoSuchConversation(key);
-  const absl::StatusOr<int64_t> base = Base(*it, version);
-  if (!base.ok()) return base.status();
-  absl::StatusOr<std::vector<std::string>> names = ForkIds(key.tenant, n, ids);
-  if (!names.ok()) return names.status();
+  const std::string& tenant = made.tenant.has_value() ? *made.tenant : key.tenant;
+  absl::StatusOr<std::vector<ConversationKey>> keys = ForkKeys(tenant, n, ids, &garbage);
+  if (!keys.ok()) return keys.status();
+  const Map::iterator it = Find(key, &garbage);
+  if (it == conversations_.end()) return Missing(key);
+  SKEIN_ASSIGN_OR_RETURN(const int64_t base, Base(*it, version));
   const int64_t each =
       kConversationBytes + kVersionBytes * static_cast<int64_t>(it->second.versions.size());
-  SKEIN_RETURN_IF_ERROR(RoomFor(n, n * each));
+  SKEIN_RETURN_IF_ERROR(RoomFor(tenant, made.quotas, n, n * each));
+  Use(&*it);
+  if (!it->second.busy) Schedule(&*it);
   std::vector<ConversationInfo> copies;
-  for (std::string& name : *names) {
-    Entry& copy = Insert({key.tenant, std::move(name)});
-    CopyUpTo(it->second, *base, &copy.second);
+  for (ConversationKey& name : *keys) {
+    Entry& copy = Insert(std::move(name), made.ttl.value_or(it->second.ttl));
+    CopyUpTo(it->second, base, &tenants_.at(tenant), &copy.second);
     copies.push_back(Describe(copy));
   }
   return copies;
@@ -159,14 +191,14 @@ absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
 
 absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(const ConversationKey& key,
                                                                  int64_t version) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
-  const Map::iterator it = conversations_.find(key);
-  if (it == conversations_.end()) return NoSuchConversation(key);
-  if (it->second.busy) return Busy(key);
-  const absl::StatusOr<int64_t> base = Base(*it, version);
-  if (!base.ok()) return base.status();
-  it->second.head = *base;
-  it->second.used = absl::Now();
+  const Map::iterator it = Find(key, &garbage);
+  if (it == conversations_.end()) return Missing(key);
+  if (InUse(*it)) return Busy(key);
+  SKEIN_ASSIGN_OR_RETURN(it->second.head, Base(*it, version));
+  Use(&*it);
+  Schedule(&*it);
   return Describe(*it);
 }
 
@@ -180,6 +212,10 @@ ConversationStoreGauges ConversationStore::Impl::gauges() const {
   gauges.evictions = cache_.evictions();
   gauges.hits = hits_;
   gauges.misses = misses_;
+  gauges.expired = expired_;
+  gauges.deleted = deleted_;
+  gauges.waiting = lines_.size();
+  for (const auto& [name, tenant] : tenants_) gauges.tombstones += tenant.tombstones.size();
   return gauges;
 }
 

@@ -96,6 +96,18 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& tokens) const {
   return bytes;
 }
 
+// FNV-1a over the length and the bytes of each.
+uint64_t Tokenizer::Fingerprint() const {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&](unsigned char byte) { hash = (hash ^ byte) * 0x100000001b3; };
+  for (int32_t token = 0; token < vocab_size(); ++token) {
+    const absl::string_view bytes = Bytes(token);
+    for (int shift = 0; shift < 32; shift += 8) add((bytes.size() >> shift) & 0xff);
+    for (const char c : bytes) add(static_cast<unsigned char>(c));
+  }
+  return hash;
+}
+
 std::unique_ptr<Tokenizer> NewByteTokenizer() { return std::make_unique<ByteTokenizer>(); }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint,

@@ -11,6 +11,7 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 constexpr uint64_t kModel = 3;
+constexpr ModelTag kTag{kModel, 1};
 constexpr int64_t kFloats = 100;  // 464 bytes a snapshot
 
 ConversationKey Key(std::string id) { return {"", std::move(id)}; }
@@ -31,15 +32,14 @@ struct StoreTest : ::testing::Test {
                                 std::optional<int64_t> base = {},
                                 std::optional<int64_t> expected = {}) {
     return store->Acquire({.key = Key(id),
-                           .model_fingerprint = kModel,
+                           .model = kTag,
                            .create_if_missing = create,
                            .base_version = base,
                            .expected_version = expected});
   }
   absl::StatusOr<Lease> Peek(const std::string& id, std::optional<int64_t> base = {},
                              Pending pending = Pending::kAny) {
-    return store->Peek(
-        {.key = Key(id), .model_fingerprint = kModel, .base_version = base, .pending = pending});
+    return store->Peek({.key = Key(id), .model = kTag, .base_version = base, .pending = pending});
   }
   // A turn on top of the head (or `base`): one input token, `outputs` output tokens, the last one
   // not consumed.
@@ -117,18 +117,18 @@ TEST_F(StoreTest, TenantsDoNotMeet) {
   EXPECT_EQ(base::Reason(store->Peek({.key = other}).status()), "CONVERSATION_NOT_FOUND");
   EXPECT_EQ(base::Reason(store->Acquire({.key = other}).status()), "CONVERSATION_NOT_FOUND");
   EXPECT_EQ(base::Reason(store->Delete(other)), "CONVERSATION_NOT_FOUND");
-  EXPECT_THAT(store->List("other", "", "", 10), IsEmpty());
+  EXPECT_THAT(store->List({.tenant = "other"}), IsEmpty());
   EXPECT_EQ(store->Create(other)->head, 0);
   EXPECT_EQ(store->Get(Key("c"))->head, 1);
-  EXPECT_EQ(store->List("other", "", "", 10).size(), 1u);
+  EXPECT_EQ(store->List({.tenant = "other"}).size(), 1u);
   EXPECT_EQ(store->Fork(Key("c"), {}, 1, {"d"})->at(0).id, "d");
-  EXPECT_EQ(store->List("other", "", "", 10).size(), 1u);
+  EXPECT_EQ(store->List({.tenant = "other"}).size(), 1u);
 }
 
 TEST_F(StoreTest, AnotherModelsStatesAreNotUsed) {
   Make();
   Turn("c", 10);
-  const Lease lease = *store->Peek({.key = Key("c"), .model_fingerprint = kModel + 1});
+  const Lease lease = *store->Peek({.key = Key("c"), .model = {kModel + 1, 1}});
   EXPECT_EQ(lease.snapshot, nullptr);
   EXPECT_TRUE(lease.rebuilt);
   EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
@@ -275,9 +275,10 @@ TEST_F(StoreTest, RewindMovesTheHead) {
 TEST_F(StoreTest, ListIsOrderedAndPaged) {
   Make();
   for (const char* id : {"b2", "a", "b1", "c", "b3"}) Turn(id, 1);
-  const auto names = [&](absl::string_view prefix, absl::string_view after, int32_t limit) {
+  const auto names = [&](std::string prefix, std::string after, int32_t limit) {
     std::vector<std::string> ids;
-    for (const ConversationInfo& info : store->List("", prefix, after, limit))
+    for (const ConversationInfo& info :
+         store->List({.prefix = prefix, .after = after, .limit = limit}))
       ids.push_back(info.id);
     return ids;
   };

@@ -73,7 +73,7 @@ void RandomClient(Harness* h, int seed, int rounds) {
         store.Fork({"", id}, std::nullopt, 1, {absl::StrCat("c", pick(6))}).IgnoreError();
         continue;
       case 3:
-        store.List("", "", 10);
+        store.List({.limit = 10});
         continue;
       default:
         break;
@@ -122,7 +122,7 @@ TEST(Exactness, RandomOperationsOfManyClients) {
   EXPECT_EQ(gauges.waiting_tokens, 0);
   EXPECT_EQ(gauges.slots_used, 0);
   int checked = 0;
-  for (const ConversationInfo& info : h.engine->conversations().List("", "", "", 100)) {
+  for (const ConversationInfo& info : h.engine->conversations().List({})) {
     EXPECT_FALSE(info.busy);
     const auto history = h.engine->conversations().History({"", info.id});
     for (const VersionInfo& version : *history) {
