@@ -98,6 +98,20 @@ DemoDialogue::DemoDialogue(Random random, bool held_out)
   SKEIN_CHECK(FactKinds().size() == kKinds);
 }
 
+// Begins like another value of this dialogue, when there is one: so that an answer has to go by
+// what was asked and not by how it began.
+std::string DemoDialogue::LikeOneSaid(std::string name) {
+  std::vector<std::string> said;
+  for (const std::string& value : known_) {
+    if (value.size() >= 4 && absl::ascii_isalpha(static_cast<unsigned char>(value[0])))
+      said.push_back(value);
+  }
+  if (said.empty()) return name;
+  name.replace(0, 2, OneOf(said, &random_).substr(0, 2));
+  name[0] = absl::ascii_toupper(static_cast<unsigned char>(name[0]));
+  return name;
+}
+
 std::string DemoDialogue::NewValue(int kind) {
   const ValueKind value = FactKinds()[static_cast<size_t>(kind)].value;
   const bool listed = random_.Chance(0.85);
@@ -111,6 +125,7 @@ std::string DemoDialogue::NewValue(int kind) {
       }
     } else {
       text = AnyName(&random_);
+      if (random_.Chance(0.3)) text = LikeOneSaid(text);
       if (value != ValueKind::kName || lower_case_) text = absl::AsciiStrToLower(text);
     }
     if (DemoHeldOut(text) == held_out_) return text;

@@ -41,6 +41,7 @@ class DemoDialogue {
   DemoTurn AskUnknown();
   std::string Statement(int kind);
   std::string NewValue(int kind);
+  std::string LikeOneSaid(std::string name);
   std::string AsTyped(std::string text);
 
   Random random_;

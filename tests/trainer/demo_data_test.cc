@@ -3,9 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <fstream>
+#include <map>
+#include <set>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "trainer/demo_text.h"
@@ -87,6 +92,24 @@ TEST(DemoDialogue, HeldOutValuesNeverOccurInTraining) {
     }
   }
   EXPECT_GT(held_out, asked / 2);
+}
+
+// A model that looks values up by their first syllable alone must fail in training.
+TEST(DemoDialogue, ValuesOfOneDialogueOftenBeginAlike) {
+  int alike = 0;
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    DemoDialogue dialogue(Random(seed), seed % 2 == 1);
+    std::map<std::string, std::set<std::string>> by_syllable;
+    for (int turn = 0; turn < 20; ++turn) {
+      const DemoTurn t = dialogue.Next();
+      if (t.value.size() < 4 || !std::isalpha(static_cast<unsigned char>(t.value[0]))) continue;
+      const std::string value = absl::AsciiStrToLower(t.value);
+      by_syllable[value.substr(0, 2)].insert(value);
+    }
+    alike += std::any_of(by_syllable.begin(), by_syllable.end(),
+                         [](const auto& entry) { return entry.second.size() > 1; });
+  }
+  EXPECT_GT(alike, 50);
 }
 
 // tests/python/test_demo.py asks the served model for these.
