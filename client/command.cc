@@ -18,7 +18,8 @@ constexpr char kFooter[] =
     "field or state),\n"
     "6 try later (full, busy, shutting down), 7 deadline, 8 not allowed, 9 not offered by this "
     "server, 130 Ctrl-C.\n"
-    "Environment: SKEIN_SERVER is the default of --server; NO_COLOR turns colour off.";
+    "Environment: SKEIN_SERVER and SKEIN_TOKEN are the defaults of --server and --token; NO_COLOR "
+    "turns colour off.";
 
 std::string DefaultServer() {
   const char* server = std::getenv("SKEIN_SERVER");
@@ -36,6 +37,10 @@ void Build(CLI::App* app, Context* context) {
   AddInfo(app, context);
   AddTokenize(app, context);
   AddScore(app, context);
+  AddEvaluate(app, context);
+  AddLoad(app, context);
+  AddModels(app, context);
+  AddServer(app, context);
 }
 
 // Help and version go to the terminal too, so that tests see them.
@@ -65,6 +70,7 @@ void AddServerOption(CLI::App* command, Context* context) {
   command->add_option("--server", context->server, "address of skeind, host:port")
       ->type_name("ADDRESS")
       ->default_str(context->server);
+  context->security.AddOptions(command);
 }
 
 void AddJsonOption(CLI::App* command, Context* context, const std::string& help) {
@@ -107,7 +113,8 @@ int RunSkein(int argc, const char* const* argv, Terminal* terminal) {
     return ReportParse(app, error, terminal);
   }
   if (context.json) terminal->BePlain();
-  const grpc::Status status = context.run();
+  grpc::Status status = FromAbsl(context.security.Load(context.server));
+  if (status.ok()) status = context.run();
   if (!status.ok()) {
     terminal->Error(context.json ? DescribeJson(status, context.server)
                                  : absl::StrCat("error: ", Describe(status, context.server)));

@@ -17,18 +17,21 @@ inline constexpr char kDefaultServer[] = "127.0.0.1:50051";
 
 struct Context {
   std::string server;
+  Security security;
   bool json = false;
   Terminal* terminal = nullptr;
   // Set by the chosen subcommand. A status that is not OK is printed and decides the exit code.
   std::function<grpc::Status()> run;
   int exit_code = 0;  // of a run that ended with OK
 
-  Connection Connect() const { return Connection(server); }
+  Connection Connect(bool own_socket = false) const {
+    return Connection(server, security, own_socket);
+  }
   // One message as a line of JSON on the standard output.
   void PrintJson(const google::protobuf::Message& message) const;
 };
 
-// --server and --json.
+// --server with what belongs to the connection, and --json.
 void AddServerOption(CLI::App* command, Context* context);
 void AddJsonOption(CLI::App* command, Context* context, const std::string& help);
 
@@ -36,8 +39,12 @@ void AddChat(CLI::App* app, Context* context);
 void AddGenerate(CLI::App* app, Context* context);
 void AddConversations(CLI::App* app, Context* context);
 void AddInfo(CLI::App* app, Context* context);
+void AddLoad(CLI::App* app, Context* context);
+void AddModels(CLI::App* app, Context* context);
+void AddServer(CLI::App* app, Context* context);
 void AddTokenize(CLI::App* app, Context* context);
 void AddScore(CLI::App* app, Context* context);
+void AddEvaluate(CLI::App* app, Context* context);
 
 // The whole program, on a terminal of the caller's choice. Returns the exit code.
 int RunSkein(int argc, const char* const* argv, Terminal* terminal);

@@ -5,7 +5,9 @@
 #include <memory>
 #include <string>
 
+#include "client/security.h"
 #include "grpcpp/grpcpp.h"
+#include "skein/v1/control.grpc.pb.h"
 #include "skein/v1/conversations.grpc.pb.h"
 #include "skein/v1/generation.grpc.pb.h"
 #include "skein/v1/info.grpc.pb.h"
@@ -16,11 +18,14 @@ namespace v1 = ::skein::v1;
 
 class Connection {
  public:
-  explicit Connection(const std::string& server);
+  // Connections of one process to one server share a socket, unless they want their `own_socket`.
+  explicit Connection(const std::string& server, const Security& security = {},
+                      bool own_socket = false);
 
   v1::Generation::Stub& generation() { return *generation_; }
   v1::Conversations::Stub& conversations() { return *conversations_; }
   v1::Info::Stub& info() { return *info_; }
+  v1::Control::Stub& control() { return *control_; }
 
   // A call with one answer, with a deadline. connection.Call(connection.info(),
   // &v1::Info::Stub::ListModels, ...)
@@ -39,6 +44,7 @@ class Connection {
   std::unique_ptr<v1::Generation::Stub> generation_;
   std::unique_ptr<v1::Conversations::Stub> conversations_;
   std::unique_ptr<v1::Info::Stub> info_;
+  std::unique_ptr<v1::Control::Stub> control_;
 };
 
 }  // namespace skein::client

@@ -93,6 +93,10 @@ std::string CodeName(grpc::StatusCode code) {
   return absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
 }
 
+std::string ReasonOf(const grpc::Status& status) { return DetailsOf(status).reason; }
+
+double RetrySecondsOf(const grpc::Status& status) { return DetailsOf(status).retry_seconds; }
+
 bool IsUnreachable(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty();
 }

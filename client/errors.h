@@ -25,6 +25,10 @@ enum ExitCode {
 };
 
 std::string CodeName(grpc::StatusCode code);
+// The reason of its ErrorInfo; empty when it has none.
+std::string ReasonOf(const grpc::Status& status);
+// How long the server asks to wait (RetryInfo), in seconds; negative when it does not.
+double RetrySecondsOf(const grpc::Status& status);
 
 // "NOT_FOUND: no conversation 'x' (CONVERSATION_NOT_FOUND); `skein conversations list` shows those
 // that exist". `server` is the address that was called; empty for an error of our own.
