@@ -1,0 +1,264 @@
+"""Clients that mean harm, or are broken: the daemon lives, its memory stays bounded, a normal client is served meanwhile."""
+
+import os
+import random
+import re
+import resource
+import socket
+import subprocess
+import time
+import urllib.request
+
+import grpc
+import pytest
+from client import Client, details, expect_error
+from http2 import (CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection, address_of, call_headers,
+                   frame, header)
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+MIB = 1 << 20
+
+
+def resident(daemon):
+    with open(f"/proc/{daemon.process.pid}/status") as file:
+        return int(re.search(r"VmRSS:\s+(\d+) kB", file.read()).group(1)) * 1024
+
+
+def metric(daemon, name):
+    text = urllib.request.urlopen(daemon.metrics, timeout=10).read().decode()
+    return float(re.search(rf"^{re.escape(name)} (\S+)", text, re.MULTILINE).group(1))
+
+
+def eventually(check, timeout=10):
+    end = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def serves(daemon, pb, timeout=10):
+    """A client that was not there before gets its answer."""
+    with daemon.new_channel() as channel:
+        assert Client(pb, channel).generate("hello", timeout=timeout).finished.usage.completion_tokens == 8
+
+
+def test_oversized_metadata(client, shared, pb):
+    request = pb.info.ListModelsRequest()
+    client.info.ListModels(request, metadata=[("x", "y" * 8000)])
+    error = expect_error(EXHAUSTED, lambda: client.info.ListModels(request, metadata=[("x", "y" * 100000)]))
+    assert "metadata" in error.details()
+    expect_error(EXHAUSTED, lambda: client.info.ListModels(request, metadata=[(f"x{i}", "y" * 1000) for i in range(100)]))
+    client.info.ListModels(request)
+    serves(shared, pb)
+
+
+def test_oversized_message(client, shared, pb):
+    error = expect_error(EXHAUSTED, lambda: client.stream("x" * (5 * MIB)))
+    assert "4194304" in error.details()
+    serves(shared, pb)
+
+
+def test_malformed_messages(shared, pb):
+    noise = random.Random(7)
+    methods = [f"/skein.v1.{service.name}/{method.name}"
+               for file in (pb.gen, pb.conv, pb.info) for service in file.DESCRIPTOR.services_by_name.values()
+               for method in service.methods if not method.client_streaming]
+    assert len(methods) > 10
+    for method in methods:
+        call = shared.channel.unary_stream(method)
+        for size in (1, 2, 17, 300, 5000):
+            # The first byte is a tag that no message of ours begins with: field 15, wire type 7.
+            data = b"\x7f" + noise.randbytes(size)
+            error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: call(data, timeout=10))
+            assert details(error)["ErrorInfo"].reason == "MALFORMED_MESSAGE", method
+    serves(shared, pb)
+
+
+def open_files_limit():
+    """As many files as this process may have open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+
+
+def test_idle_connections(start, pb):
+    daemon = start()
+    # Both ends are limited by the number of open files; source ports of one address go to 28,000.
+    count = min(10000, open_files_limit() - 1000)
+    assert count >= 500, "the limit of open files is too low for this test"
+    serves(daemon, pb)
+    before = resident(daemon)
+    idle = []
+    for i in range(count):
+        one = socket.create_connection(address_of(daemon), timeout=30)
+        idle.append(one)
+        if i % 2 == 0:
+            one.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+    eventually(lambda: metric(daemon, "skein_connections") >= count, 60)
+    serves(daemon, pb)
+    each = (resident(daemon) - before) / count
+    print(f"{count} idle connections, {each / 1024:.1f} KiB each")
+    assert each < 128 * 1024
+    for one in idle:
+        one.close()
+    eventually(lambda: metric(daemon, "skein_connections") <= 2, 60)
+    serves(daemon, pb)
+
+
+def test_limit_of_connections(start, pb):
+    daemon = start({"listen.max_connections": 8})
+    client = Client(pb, daemon.channel)
+    client.generate("hello")
+    connections = [Connection(daemon) for _ in range(7)]
+    assert not any(c.closed(0.2) for c in connections)
+    extra = [Connection(daemon, preface=False) for _ in range(5)]
+    assert all(c.closed(5) for c in extra)
+    daemon.wait_for_line("too many connections.*limit=8")
+    client.generate("hello")  # who is in stays in
+    eventually(lambda: metric(daemon, 'skein_connections_refused_total{reason="limit"}') >= 5)
+    connections.pop().close()
+    eventually(lambda: not Connection(daemon).closed(0.3))
+
+
+def test_exhausted_descriptors(start, pb):
+    daemon = start({"listen.max_connections": 1000})
+    client = Client(pb, daemon.channel)
+    client.generate("hello")
+    used = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+    subprocess.run(["prlimit", f"--nofile={used + 20}", "--pid", str(daemon.process.pid)], check=True)
+    flood = [Connection(daemon, preface=False) for _ in range(100)]
+    daemon.wait_for_line("cannot accept connections.*Too many open files")
+    client.generate("hello")
+    # Refused at once, not left waiting; and after the flood everything is as before.
+    assert sum(c.closed(0.01) for c in flood) >= 70
+    for connection in flood:
+        connection.close()
+    eventually(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) <= used + 3)
+    serves(daemon, pb)
+    assert metric(daemon, 'skein_connections_refused_total{reason="descriptors"}') >= 70
+
+
+def test_half_open_connections_are_closed(start, pb):
+    daemon = start({"listen.handshake": "1s"})
+    silent = Connection(daemon, preface=False)
+    slow = Connection(daemon, preface=False)
+    slow.send(b"PRI * HTTP/2.0\r\n")
+    wrong = Connection(daemon, preface=False)
+    wrong.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert wrong.closed(5)
+    serves(daemon, pb)
+    assert silent.closed(5) and slow.closed(5)
+
+
+def test_idle_timeout(start, pb):
+    daemon = start({"listen.max_connection_idle": "1s"})
+    idle = Connection(daemon)
+    assert idle.closed(8)
+    serves(daemon, pb)
+    # A client that was put out comes back by itself.
+    client = Client(pb, daemon.channel)
+    client.generate("hello")
+    time.sleep(2)
+    client.generate("hello")
+
+
+def test_ping_flood(start, pb):
+    daemon = start()
+    flood = Connection(daemon)
+    try:
+        for _ in range(2000):
+            flood.send(frame(PING, payload=b"8 bytes!"))
+    except OSError:
+        pass
+    said = [payload for kind, payload in flood.frames() if kind == GOAWAY]
+    assert said and b"too_many_pings" in said[-1]
+    serves(daemon, pb)
+
+
+def test_slow_and_endless_headers(start, pb):
+    daemon = start()
+    before = resident(daemon)
+    attackers = [Connection(daemon) for _ in range(4)]
+    block = call_headers(b"/skein.v1.Info/ListModels")
+    junk = header(b"x-junk", b"y" * 8000)
+    for attacker in attackers:
+        try:
+            attacker.send(frame(HEADERS, 0, 1, block))
+            for _ in range(2000):  # 16 MB of one header block
+                attacker.send(frame(CONTINUATION, 0, 1, junk))
+        except OSError:
+            pass
+    serves(daemon, pb)
+    assert resident(daemon) - before < 64 * MIB
+
+
+def test_reset_flood(start, pb):
+    """Calls that are opened and reset at once (CVE-2023-44487)."""
+    daemon = start()
+    serves(daemon, pb)
+    before = resident(daemon)
+    attacker = Connection(daemon)
+    try:
+        for i in range(20000):
+            stream = 2 * i + 1
+            attacker.send(frame(HEADERS, END_HEADERS, stream, call_headers(b"/skein.v1.Info/ListModels")) +
+                          frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
+    except OSError:
+        pass
+    serves(daemon, pb, timeout=20)
+    assert resident(daemon) - before < 128 * MIB
+
+
+def test_unfinished_uploads(start, pb):
+    """Many calls that send most of a large message and then nothing."""
+    daemon = start({"listen.transport_memory": "64MiB"})
+    serves(daemon, pb)
+    before = resident(daemon)
+    # 3.9 MiB of a message of 4 MiB, in frames of 16 KiB.
+    size = 4 * MIB - 64
+    message = b"\0" + size.to_bytes(4, "big") + bytes(size - 100000)
+    attackers = []
+    deadline = time.monotonic() + 15
+    for _ in range(8):
+        attacker = Connection(daemon)
+        attacker.socket.settimeout(0.3)
+        attackers.append(attacker)
+        try:
+            for stream in range(1, 41, 2):
+                attacker.open_call(stream, b"/skein.v1.Generation/Generate")
+                for at in range(0, len(message), 16384):
+                    attacker.send(frame(DATA, 0, stream, message[at:at + 16384]))
+                if time.monotonic() > deadline:
+                    break
+        except OSError:
+            pass  # flow control, or thrown out: both are what is wanted
+    grown = resident(daemon) - before
+    print(f"grown by {grown / MIB:.0f} MiB")
+    assert grown < 256 * MIB
+    for attacker in attackers:
+        attacker.close()
+    serves(daemon, pb)
+
+
+def test_streams_of_one_connection(start, pb):
+    """Calls beyond listen.max_streams are refused, whatever the client was told."""
+    daemon = start({"listen.max_streams": 10})
+    greedy = Connection(daemon)
+    try:
+        for stream in range(1, 2001, 2):
+            greedy.open_call(stream, b"/skein.v1.Generation/Generate")
+    except OSError:
+        pass
+    serves(daemon, pb)
+    assert metric(daemon, "skein_connections") <= 3
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\0" * 9, b"\xff" * 1000, frame(99, 0xff, 0x7fffffff, b"x" * 100),
+                                  frame(DATA, 0, 1, b"x"), frame(HEADERS, 0, 0, b""), frame(CONTINUATION, 4, 1, b"x"),
+                                  frame(HEADERS, 4, 1, b"\x7f" * 100), frame(SETTINGS, 0, 0, b"123")])
+def test_broken_frames(shared, pb, data):
+    connection = Connection(shared)
+    connection.send(data)
+    connection.closed(0.2)
+    connection.close()
+    serves(shared, pb)
