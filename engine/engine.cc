@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -43,6 +44,11 @@ absl::Status CheckOptions(const EngineOptions& options) {
   return at_least_one("output_shards", options.output_shards);
 }
 
+// Whether the conversation has to bring the token to go on from.
+bool NeedsOne(const GenerateRequest& request) {
+  return request.input.empty() && request.stopping.max_tokens > 0;
+}
+
 uint64_t DrawSeed() {
   std::random_device source;
   return (uint64_t{source()} << 32) | source();
@@ -82,9 +88,12 @@ class Engine::Impl {
         shards_(tokenizer, options.output_shards, options.slots) {}
 
   absl::Status Start() {
-    SKEIN_ASSIGN_OR_RETURN(
-        loop_, EngineLoop::Create({model_, device_, tokenizer_, tag_.fingerprint, options_,
-                                   observer_, store_, queue_, shards_}));
+    SKEIN_ASSIGN_OR_RETURN(loop_, EngineLoop::Create({model_, device_, tokenizer_, tag_.fingerprint,
+                                                      options_, observer_, store_, queue_, shards_,
+                                                      [this](Lease lease, Sequence* sequence) {
+                                                        return Begin(*std::move(sequence->request),
+                                                                     std::move(lease), sequence);
+                                                      }}));
     thread_ = std::thread([this] { loop_->Run(); });
     return absl::OkStatus();
   }
@@ -121,6 +130,8 @@ class Engine::Impl {
   absl::Status Check(const GenerateRequest& request) const;
   absl::Status Check(const ScoreRequest& request) const;
   absl::Status Reserve(const std::string& request_id, absl::Time deadline, Sequence* sequence);
+  absl::Status TakeConversation(GenerateRequest request, Sequence* sequence);
+  absl::Status Begin(GenerateRequest request, std::optional<Lease> lease, Sequence* sequence);
   void TakeLease(Lease lease, Sequence* sequence) const;
 };
 
@@ -186,33 +197,55 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
   auto sequence = std::make_unique<Sequence>();
   sequence->queued_tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
-  if (!request.conversation_id.empty()) {
-    const bool needs_one = request.input.empty() && request.stopping.max_tokens > 0;
-    absl::StatusOr<Lease> lease =
-        store_.Acquire({.key = {request.tenant, request.conversation_id},
-                        .model = tag_,
-                        .on_model_mismatch = request.on_model_mismatch,
-                        .create_if_missing = request.create_if_missing,
-                        .base_version = request.base_version,
-                        .expected_version = request.expected_version,
-                        .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny,
-                        .ttl = request.ttl,
-                        .quotas = request.quotas});
-    absl::Status status = lease.status();
-    if (lease.ok() && needs_one && lease->pending.empty()) {
+  const std::string request_id = request.request_id;
+  if (absl::Status s = TakeConversation(std::move(request), sequence.get()); !s.ok()) {
+    queue_.Abandon(request_id, sequence->queued_tokens);
+    return s;
+  }
+  sequence->stream = shards_.NewStream(std::move(sinks[0]));
+  queue_.Push(std::move(sequence));
+  return absl::OkStatus();
+}
+
+// The conversation, or a place in its line, or neither for a stateless request.
+absl::Status Engine::Impl::TakeConversation(GenerateRequest request, Sequence* sequence) {
+  if (request.conversation_id.empty()) return Begin(std::move(request), std::nullopt, sequence);
+  LeaseRequest wanted = {
+      .key = {request.tenant, request.conversation_id},
+      .model = tag_,
+      .on_model_mismatch = request.on_model_mismatch,
+      .create_if_missing = request.create_if_missing,
+      .base_version = request.base_version,
+      .expected_version = request.expected_version,
+      .pending = NeedsOne(request) ? Pending::kAtLeastOne : Pending::kAny,
+      .ttl = request.ttl,
+      .quotas = request.quotas,
+  };
+  absl::StatusOr<Lease> lease = store_.Acquire(wanted);
+  if (lease.ok()) return Begin(std::move(request), *std::move(lease), sequence);
+  if (!absl::IsAborted(lease.status()) || !request.wait_if_busy) return lease.status();
+  // Called under the store's lock, which is taken before the queue's and never after it.
+  SKEIN_ASSIGN_OR_RETURN(sequence->place,
+                         store_.Join(std::move(wanted), [this, control = sequence->control] {
+                           control->turn_came = true;
+                           queue_.Nudge();
+                         }));
+  sequence->stopping = request.stopping;  // max_time counts while it waits
+  sequence->request = std::move(request);
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> lease,
+                                 Sequence* sequence) {
+  if (lease.has_value()) {
+    if (NeedsOne(request) && lease->pending.empty()) {
       store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
-      status = absl::InvalidArgumentError(kNothingToGoOnFrom);
+      return absl::InvalidArgumentError(kNothingToGoOnFrom);
     }
-    if (!status.ok()) {
-      queue_.Abandon(request.request_id, sequence->queued_tokens);
-      return status;
-    }
-    TakeLease(*std::move(lease), sequence.get());
+    TakeLease(*std::move(lease), sequence);
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
                           DrawSeed(), observer_ != nullptr);
-  sequence->stream = shards_.NewStream(std::move(sinks[0]));
-  queue_.Push(std::move(sequence));
   return absl::OkStatus();
 }
 

@@ -181,6 +181,8 @@ Timings EngineLoop::TimingsOf(const Sequence& sequence) const {
 void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status, const Usage& usage,
                         const Timings& timings) {
   const absl::Time now = MonotonicNow();
+  if (sequence->place.has_value()) p_.store.Leave(*sequence->place);
+  sequence->place.reset();
   if (sequence->admitted == absl::InfinitePast()) p_.queue.Left(sequence->queued_tokens, now);
   if (sequence->slot >= 0) pool_->Release(sequence->slot);
   sequence->slot = -1;
@@ -207,6 +209,8 @@ void EngineLoop::StopAll() {
   TakeArrivals();
   for (const SequencePtr& sequence : running_) Finish(sequence.get(), End::kError, stopping);
   running_.clear();
+  for (const SequencePtr& sequence : in_lines_) Finish(sequence.get(), End::kError, stopping);
+  in_lines_.clear();
   while (const std::optional<Scheduler::Ticket> ticket = scheduler_.Pop())
     Finish(waiting_.at(*ticket).get(), End::kError, stopping);
   waiting_.clear();

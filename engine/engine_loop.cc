@@ -78,6 +78,7 @@ void EngineLoop::Turn() {
   const absl::Time now = MonotonicNow();
   Beat(now);
   TakeArrivals();
+  ClaimConversations();
   EndOverdue(now);
   UpdatePauses(now);
   FillSlots(now);
@@ -88,7 +89,7 @@ void EngineLoop::Turn() {
 
 // InfinitePast when there is a step to run.
 absl::Time EngineLoop::SleepUntil() const {
-  if (running_.empty() && waiting_.empty()) return absl::InfiniteFuture();
+  if (running_.empty() && waiting_.empty()) return NextInLines(MonotonicNow());
   const bool ready = std::any_of(running_.begin(), running_.end(),
                                  [](const SequencePtr& s) { return !s->paused; });
   if (ready || !waiting_.empty()) return absl::InfinitePast();
@@ -113,9 +114,11 @@ absl::Duration EngineLoop::since_heartbeat() const {
 
 void EngineLoop::TakeArrivals() {
   for (SequencePtr& sequence : arrivals_) {
-    const Scheduler::Ticket ticket = next_ticket_++;
-    scheduler_.Enqueue(ticket, sequence->submitted);
-    waiting_.emplace(ticket, std::move(sequence));
+    if (sequence->place.has_value()) {
+      in_lines_.push_back(std::move(sequence));
+    } else {
+      Enqueue(std::move(sequence));
+    }
   }
   arrivals_.clear();
 }
@@ -149,6 +152,7 @@ void EngineLoop::EndOverdue(absl::Time now) {
     return end.has_value();
   };
   std::erase_if(running_, end_if_overdue);
+  std::erase_if(in_lines_, end_if_overdue);
   for (int64_t i = 0; i < scheduler_.waiting();) {
     const Scheduler::Ticket ticket = scheduler_.waiting_at(i);
     if (!end_if_overdue(waiting_.at(ticket))) {
@@ -262,6 +266,11 @@ void EngineLoop::TellPositions(absl::Time now) {
     if (sequence.score || now - sequence.last_position < kHeartbeat) continue;
     sequence.last_position = now;
     p_.shards.Post(sequence.stream, QueuedEvent{i});
+  }
+  for (const SequencePtr& sequence : in_lines_) {
+    if (now - sequence->last_position < kHeartbeat) continue;
+    sequence->last_position = now;
+    p_.shards.Post(sequence->stream, QueuedEvent{p_.store.Ahead(*sequence->place)});
   }
 }
 

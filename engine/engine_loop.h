@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -32,6 +33,9 @@ class EngineLoop {
     ConversationStore& store;
     RequestQueue& queue;
     OutputShards& shards;
+    // Makes a request that waited for its conversation ready to run. An error has released the
+    // lease.
+    std::function<absl::Status(Lease, Sequence*)> begin;
   };
   static absl::StatusOr<std::unique_ptr<EngineLoop>> Create(const Parts& parts);
 
@@ -64,6 +68,11 @@ class EngineLoop {
   void TellPositions(absl::Time now);
   void Beat(absl::Time now);
   void FlushEvents();
+
+  // engine_wait.cc: who waits for a conversation
+  void Enqueue(SequencePtr sequence);
+  void ClaimConversations();
+  absl::Time NextInLines(absl::Time now) const;
 
   // engine_end.cc: how a request ends
   void Finish(Sequence* sequence, End end, const absl::Status& error);
@@ -98,7 +107,8 @@ class EngineLoop {
   Scheduler scheduler_;
   absl::flat_hash_map<Scheduler::Ticket, SequencePtr> waiting_;
   Scheduler::Ticket next_ticket_ = 1;
-  std::vector<SequencePtr> running_;  // admitted, in order of admission
+  std::vector<SequencePtr> in_lines_;  // wait for a conversation; in order of arrival
+  std::vector<SequencePtr> running_;   // admitted, in order of admission
   std::vector<SequencePtr> arrivals_;
   int32_t unsettled_ = 0;  // ended, and their last events not flushed yet
   RequestQueue::Orders orders_;

@@ -76,6 +76,14 @@ bool RequestQueue::Cancel(absl::string_view request_id, RequestControl::Cancel h
   return true;
 }
 
+void RequestQueue::Nudge() {
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    nudged_ = true;
+  }
+  wake_.notify_one();
+}
+
 void RequestQueue::BeginDrain(absl::Time deadline) {
   {
     std::lock_guard<std::mutex> lock(mu_);

@@ -31,6 +31,7 @@ class RequestQueue {
   void Push(std::unique_ptr<Sequence> sequence);
   void Abandon(absl::string_view request_id, int64_t tokens);
   bool Cancel(absl::string_view request_id, RequestControl::Cancel how);
+  void Nudge();  // there is something for the engine thread to look at
 
   // ---- any thread
   void BeginDrain(absl::Time deadline);  // monotonic

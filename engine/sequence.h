@@ -28,6 +28,7 @@ namespace skein::engine {
 struct RequestControl {
   enum Cancel : int { kNone, kByClient, kByTransport };
   std::atomic<int> cancel{kNone};
+  std::atomic<bool> turn_came{false};  // the conversation that it waits for may be free
 };
 
 enum class End { kStop, kLength, kTime, kCancelled, kDrained, kDisconnected, kDeadline, kError };
@@ -58,6 +59,10 @@ struct Sequence {
   int64_t pending_size = 0;   // tokens[0, pending_size) were in the conversation before
   int64_t prompt_size = 0;    // tokens[0, prompt_size) are not output
   int64_t base_consumed = 0;  // tokens of the conversation before tokens[0]; the state starts there
+
+  // ---- while it waits for its conversation; what is above comes when it has it
+  std::optional<uint64_t> place;           // in the line, see ConversationStore::Join
+  std::optional<GenerateRequest> request;  // to begin with
 
   // ---- engine thread
   std::vector<int32_t>

@@ -164,6 +164,12 @@ void AddConversations(YamlSchema* s, ConversationsConfig* c) {
   s->Add("conversations.history", &c->history, Ints(1, 1024),
          "newest versions of a conversation that keep their state");
   s->Add("conversations.max", &c->max, Ints(1, 1 << 30), "conversations kept");
+  s->AddSeconds("conversations.ttl", &c->ttl_seconds, Reals(0, 1e9),
+                "not used for this long, a conversation goes; 0: never");
+  s->Add("conversations.max_waiting", &c->max_waiting, Ints(0, 65536),
+         "requests that wait for one busy conversation");
+  s->Add("conversations.tombstones", &c->tombstones, Ints(0, 1 << 30),
+         "conversations that went, remembered for each tenant");
 }
 
 void AddRest(YamlSchema* s, ServerConfig* c) {
@@ -272,6 +278,9 @@ engine::ConversationStoreOptions ServerConfig::ToStoreOptions() const {
   o.token_budget_bytes = conversations.token_budget_bytes;
   o.history = static_cast<int32_t>(conversations.history);
   o.max_conversations = static_cast<int32_t>(conversations.max);
+  if (conversations.ttl_seconds > 0) o.ttl = absl::Seconds(conversations.ttl_seconds);
+  o.max_waiting = static_cast<int32_t>(conversations.max_waiting);
+  o.tombstones = static_cast<int32_t>(conversations.tombstones);
   return o;
 }
 

@@ -135,6 +135,9 @@ struct ConversationsConfig {
   int64_t token_budget_bytes = int64_t{256} << 20;
   int64_t history = 4;
   int64_t max = 100000;
+  double ttl_seconds = 0;  // 0: never
+  int64_t max_waiting = 16;
+  int64_t tombstones = 10000;
 };
 
 struct LogConfig {

@@ -28,6 +28,11 @@ class ConversationsService final : public RawConversations {
   grpc::ServerUnaryReactor* Rewind(Context* context, const Bytes* in, Bytes* out) override;
 
  private:
+  // Page of the versions after `after`.
+  absl::Status AddHistory(const engine::ConversationKey& key, int64_t after, int32_t size,
+                          v1::Conversation* response) const;
+  // With the name of its model, if that is served.
+  v1::Conversation Show(const engine::ConversationInfo& info) const;
   engine::ConversationStore& store() const { return *services_.conversations; }
 
   const ServiceContext services_;

@@ -86,6 +86,9 @@ class Converter {
 void CheckId(absl::string_view id, absl::string_view field, size_t max_bytes, bool allow_empty,
              FieldViolations* violations);
 absl::Status CheckConversationId(absl::string_view id, absl::string_view field, bool allow_empty);
+// 0: infinite, as the engine has it.
+absl::Duration TakeTtl(const google::protobuf::Duration& in, absl::string_view field,
+                       FieldViolations* bad);
 
 // Request ids are a tenant's own; the engine knows them under a name that no other tenant's has.
 std::string EngineRequestId(absl::string_view tenant, absl::string_view request_id);
@@ -100,6 +103,9 @@ v1::FinishReason ToProto(engine::FinishReason reason);
 void ToProto(absl::Duration duration, google::protobuf::Duration* out);
 v1::Sampling ToProto(const engine::SamplingOptions& sampling);
 v1::Stopping ToProto(const engine::StoppingOptions& stopping);
+
+// As Info.ListModels shows it.
+std::string FingerprintText(uint64_t fingerprint);
 
 // Bytes as UTF-8; what is not becomes U+FFFD.
 std::string ToUtf8(absl::string_view bytes);

@@ -19,7 +19,6 @@ absl::Status CheckBuilt(const v1::GenerateRequest& in) {
   if (in.has_num_sequences() && in.num_sequences() > 1) return NotBuilt("num_sequences");
   if (in.has_constraint()) return NotBuilt("constraint");
   if (in.has_thinking()) return NotBuilt("thinking");
-  if (in.on_model_mismatch() == v1::ON_MODEL_MISMATCH_REBUILD) return NotBuilt("on_model_mismatch");
   if (in.sampling().penalty_scope() == v1::PENALTY_SCOPE_CONVERSATION) {
     return NotBuilt("sampling.penalty_scope");
   }
@@ -164,9 +163,16 @@ void TakeConversation(const v1::GenerateRequest& in, engine::GenerateRequest* ou
     if (in.has_base_version()) bad->Add("base_version", "needs a conversation_id");
     if (in.has_expected_version()) bad->Add("expected_version", "needs a conversation_id");
     if (in.create_if_missing()) bad->Add("create_if_missing", "needs a conversation_id");
+    if (in.wait_if_busy()) bad->Add("wait_if_busy", "needs a conversation_id");
+    if (in.has_ttl()) bad->Add("ttl", "needs a conversation_id");
   }
   if (in.base_version() < 0) bad->Add("base_version", "is negative");
   if (in.expected_version() < 0) bad->Add("expected_version", "is negative");
+  out->wait_if_busy = in.wait_if_busy();
+  if (in.has_ttl()) out->ttl = TakeTtl(in.ttl(), "ttl", bad);
+  if (in.on_model_mismatch() == v1::ON_MODEL_MISMATCH_REBUILD) {
+    out->on_model_mismatch = engine::OnModelMismatch::kRebuild;
+  }
   switch (in.commit()) {
     case v1::COMMIT_MODE_KEEP_PARTIAL:
       out->commit = engine::CommitMode::kKeepPartial;
@@ -181,6 +187,15 @@ void TakeConversation(const v1::GenerateRequest& in, engine::GenerateRequest* ou
 }
 
 }  // namespace
+
+absl::Duration TakeTtl(const google::protobuf::Duration& in, absl::string_view field,
+                       FieldViolations* bad) {
+  const bool valid = in.seconds() >= 0 && in.seconds() <= 315576000000 && in.nanos() >= 0 &&
+                     in.nanos() <= 999999999;
+  if (!valid) bad->Add(field, "must be a duration that is not negative");
+  if (!valid || (in.seconds() == 0 && in.nanos() == 0)) return absl::InfiniteDuration();
+  return absl::Seconds(in.seconds()) + absl::Nanoseconds(in.nanos());
+}
 
 void CheckId(absl::string_view id, absl::string_view field, size_t max_bytes, bool allow_empty,
              FieldViolations* violations) {

@@ -112,6 +112,10 @@ std::string ShownRequestId(absl::string_view engine_id) {
   return std::string(end == absl::string_view::npos ? engine_id : engine_id.substr(end + 1));
 }
 
+std::string FingerprintText(uint64_t fingerprint) {
+  return absl::StrCat(absl::Hex(fingerprint, absl::kZeroPad16));
+}
+
 v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& tokenizer,
                   const OutputChoice& choice) {
   v1::Token out;
@@ -141,6 +145,7 @@ v1::Version Converter::ToProto(const engine::VersionInfo& version) const {
   out.mutable_input_token_ids()->Add(version.input.begin(), version.input.end());
   out.mutable_output_token_ids()->Add(version.output.begin(), version.output.end());
   out.set_has_state(version.has_state);
+  out.set_model_fingerprint(FingerprintText(version.model_fingerprint));
   return out;
 }
 
@@ -153,6 +158,12 @@ v1::Conversation ToProto(const engine::ConversationInfo& info) {
   out.set_busy(info.busy);
   SetTimestamp(info.created, out.mutable_created());
   SetTimestamp(info.used, out.mutable_used());
+  if (info.ttl != absl::InfiniteDuration()) {
+    ToProto(info.ttl, out.mutable_ttl());
+    if (!info.busy) SetTimestamp(info.used + info.ttl, out.mutable_expires());
+  }
+  out.set_waiting(info.waiting);
+  if (info.head != 0) out.set_model_fingerprint(FingerprintText(info.model_fingerprint));
   out.set_last_request_id(ShownRequestId(info.last_request_id));
   out.set_last_end(info.last_end);
   return out;

@@ -42,6 +42,7 @@ absl::Status ScoreCall::SubmitMore() {
   absl::MutexLock lock(&mu_);
   while (!stopped_ && running_ < kAtOnce && submitted_ < command_.continuations.size()) {
     engine::ScoreRequest request = command_.prototype;
+    request.tenant = call().principal().tenant;
     request.request_id = PartId(request_id_, submitted_);
     request.continuation = command_.continuations[submitted_];
     request.deadline = call().deadline();

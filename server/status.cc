@@ -2,6 +2,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "google/protobuf/any.pb.h"
 #include "google/protobuf/message.h"
 #include "google/rpc/error_details.pb.h"
@@ -48,6 +49,11 @@ absl::Status AddMissingDetails(absl::Status status, absl::Duration retry_delay) 
   if (!Has(status, info)) {
     info.set_reason(reason);
     info.set_domain(kDomain);
+    status.ForEachPayload([&](absl::string_view key, const absl::Cord& value) {
+      if (absl::ConsumePrefix(&key, base::kMetadataPrefix)) {
+        (*info.mutable_metadata())[std::string(key)] = std::string(value);
+      }
+    });
     status = Attach(std::move(status), info);
   }
   google::rpc::RetryInfo retry;
