@@ -121,9 +121,11 @@ class PortCredentials final : public grpc::ServerCredentials {
     const auto [certificates, generation] = self->source_->Current();
     if (generation == self->generation_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair{certificates->key.c_str(), certificates->chain.c_str()};
-    const std::string& ca = certificates->client_ca;
-    *config =
-        grpc_ssl_server_certificate_config_create(ca.empty() ? nullptr : ca.c_str(), &pair, 1);
+    // This way into gRPC wants authorities also where clients are not asked for certificates, and
+    // then does not use them: any certificate will do.
+    const std::string& ca =
+        certificates->client_ca.empty() ? certificates->chain : certificates->client_ca;
+    *config = grpc_ssl_server_certificate_config_create(ca.c_str(), &pair, 1);
     self->generation_ = generation;
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }

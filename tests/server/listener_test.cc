@@ -1,0 +1,201 @@
+// Listening addresses, the limit on connections, and what happens without descriptors.
+
+#include "server/listener.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace skein::server {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+int Connect(const std::string& address) {
+  int port = 0;
+  EXPECT_TRUE(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port));
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  timeval patience{5, 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)), 0);
+  return fd;
+}
+
+bool ClosedByPeer(int fd) {
+  char byte;
+  return recv(fd, &byte, 1, 0) <= 0 && errno != EAGAIN;
+}
+
+// Keeps what it is given.
+class Acceptor {
+ public:
+  ~Acceptor() { CloseAll(); }
+  std::function<void(int, int)> function() {
+    return [this](int, int fd) {
+      const std::lock_guard lock(mu_);
+      fds_.push_back(fd);
+    };
+  }
+  size_t WaitFor(size_t n) {
+    const absl::Time end = absl::Now() + absl::Seconds(5);
+    while (Size() < n && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
+    return Size();
+  }
+  size_t Size() {
+    const std::lock_guard lock(mu_);
+    return fds_.size();
+  }
+  void CloseAll() {
+    const std::lock_guard lock(mu_);
+    for (const int fd : fds_) close(fd);
+    fds_.clear();
+  }
+
+ private:
+  std::mutex mu_;
+  std::vector<int> fds_;  // guarded by mu_
+};
+
+TEST(Addresses, AreSplitAndJudged) {
+  absl::string_view host, port;
+  EXPECT_TRUE(SplitHostPort("a.b:80", &host, &port));
+  EXPECT_EQ(host, "a.b");
+  EXPECT_TRUE(SplitHostPort("[::1]:80", &host, &port));
+  EXPECT_EQ(host, "::1");
+  for (const char* bad :
+       {"", "host", "host:", ":80", "::1:80", "host:x", "host:65536", "host:-1"}) {
+    EXPECT_FALSE(SplitHostPort(bad, &host, &port)) << bad;
+  }
+  for (const char* here : {"127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/x"}) {
+    EXPECT_TRUE(IsLoopback(here)) << here;
+  }
+  for (const char* there : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "host:1", "128.0.0.1:1", "1270:1",
+                            "localhost.example.com:1", "nonsense"}) {
+    EXPECT_FALSE(IsLoopback(there)) << there;
+  }
+}
+
+TEST(Listener, TellsWhyItCannotListen) {
+  const auto first = Listener::Bind("127.0.0.1:0", "listen.address");
+  ASSERT_TRUE(first.ok()) << first.status();
+  for (const auto& [address, why] : std::vector<std::pair<std::string, std::string>>{
+           {(*first)->address(), "Address already in use"},
+           {"192.0.2.1:0", "Cannot assign requested address"},
+           {"localhost", "expected host:port"},
+           {"unix:/nowhere/at/all", "No such file"}}) {
+    const auto second = Listener::Bind(address, "listen.control");
+    ASSERT_FALSE(second.ok());
+    EXPECT_THAT(std::string(second.status().message()),
+                StartsWith(absl::StrCat("listen.control: cannot listen on '", address, "'")));
+    EXPECT_THAT(std::string(second.status().message()), HasSubstr(why));
+  }
+}
+
+TEST(Listener, RefusesConnectionsBeyondTheLimit) {
+  Acceptor acceptor;
+  ConnectionTable table(2);
+  RefusedConnections refused;
+  auto listener = *Listener::Bind("127.0.0.1:0", "x");
+  listener->Start(&table, &refused, acceptor.function());
+  const int a = Connect(listener->address()), b = Connect(listener->address());
+  EXPECT_EQ(acceptor.WaitFor(2), 2);
+  const int c = Connect(listener->address());
+  EXPECT_TRUE(ClosedByPeer(c));
+  EXPECT_EQ(refused.limit.load(), 1);
+  EXPECT_EQ(table.Count(), 2);
+  // Connections are gone when our side has closed them, whoever did it.
+  acceptor.CloseAll();
+  EXPECT_EQ(table.Count(), 0);
+  absl::SleepFor(absl::Milliseconds(110));
+  const int d = Connect(listener->address());
+  EXPECT_EQ(acceptor.WaitFor(1), 1);
+  listener->Stop();
+  for (const int fd : {a, b, c, d}) close(fd);
+}
+
+TEST(Listener, SurvivesTheLackOfDescriptors) {
+  Acceptor acceptor;
+  ConnectionTable table(1000);
+  RefusedConnections refused;
+  auto listener = *Listener::Bind("127.0.0.1:0", "x");
+  listener->Start(&table, &refused, acceptor.function());
+  const int ours = Connect(listener->address());
+  ASSERT_EQ(acceptor.WaitFor(1), 1);
+
+  // All descriptors but the one for our next connection are used up.
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few{64, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  std::vector<int> used;
+  for (int fd = dup(ours); fd >= 0; fd = dup(ours)) used.push_back(fd);
+  ASSERT_FALSE(used.empty());
+  close(used.back());
+  used.pop_back();
+  const int refused_one = Connect(listener->address());
+  EXPECT_TRUE(ClosedByPeer(refused_one));
+  EXPECT_GE(refused.descriptors.load(), 1);
+
+  for (const int fd : used) close(fd);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  const int again = Connect(listener->address());
+  EXPECT_EQ(acceptor.WaitFor(2), 2);
+  listener->Stop();
+  for (const int fd : {ours, refused_one, again}) close(fd);
+}
+
+TEST(Listener, TakesOverADeadUnixSocket) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/skein.", getpid(), ".sock");
+  const std::string address = absl::StrCat("unix:", path);
+  {
+    auto listener = Listener::Bind(address, "x");
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    EXPECT_FALSE(Listener::Bind(address, "x").ok());  // it is alive
+  }
+  EXPECT_NE(access(path.c_str(), F_OK), 0);
+  // What a killed daemon leaves behind.
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  struct {
+    sa_family_t family = AF_UNIX;
+    char path[108] = {};
+  } dead;
+  path.copy(dead.path, sizeof(dead.path) - 1);
+  ASSERT_EQ(bind(fd, reinterpret_cast<const sockaddr*>(&dead), sizeof(dead)), 0);
+  close(fd);
+  EXPECT_TRUE(Listener::Bind(address, "x").ok());
+}
+
+TEST(ConnectionTable, ForgetsDescriptorsThatWereGivenOutAgain) {
+  ConnectionTable table(10);
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  EXPECT_TRUE(table.Add(pair[0]));
+  EXPECT_TRUE(table.Add(pair[1]));
+  EXPECT_EQ(table.Count(), 2);
+  close(pair[0]);
+  const int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  ASSERT_EQ(other, pair[0]);  // the same number, something else
+  EXPECT_EQ(table.Count(), 1);
+  close(other);
+  close(pair[1]);
+  EXPECT_EQ(table.Count(), 0);
+}
+
+}  // namespace
+}  // namespace skein::server
