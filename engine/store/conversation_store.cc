@@ -306,6 +306,9 @@ absl::StatusOr<ConversationInfo> ConversationStore::Rewind(const ConversationKey
                                                            int64_t version) {
   return impl_->Rewind(key, version);
 }
+void ConversationStore::SetLimits(const ConversationStoreOptions& options) {
+  impl_->SetLimits(options);
+}
 void ConversationStore::Expire() { impl_->Expire(); }
 ConversationStoreGauges ConversationStore::gauges() const { return impl_->gauges(); }
 

@@ -95,6 +95,9 @@ class ConversationStore {
   // Removes the idle conversations whose ttl has passed; costs O(those). Call it now and then: who
   // asks for an expired one finds it gone in any case.
   void Expire();
+  // Of the options: ttl (of conversations made from now on), history, max_conversations,
+  // token_budget_bytes, tombstones. What is there already stays until it is used or replaced.
+  void SetLimits(const ConversationStoreOptions& options);
 
   ConversationStoreGauges gauges() const;
 

@@ -74,6 +74,14 @@ class ConversationStore::Impl {
                                                      const NewConversation& made);
   absl::StatusOr<ConversationInfo> Rewind(const ConversationKey& key, int64_t version);
   void Expire();
+  void SetLimits(const ConversationStoreOptions& options) {
+    std::lock_guard<std::mutex> lock(mu_);
+    options_.ttl = options.ttl;
+    options_.history = options.history;
+    options_.max_conversations = options.max_conversations;
+    options_.token_budget_bytes = options.token_budget_bytes;
+    options_.tombstones = options.tombstones;
+  }
   ConversationStoreGauges gauges() const;
 
  private:
@@ -125,7 +133,7 @@ class ConversationStore::Impl {
   ConversationInfo Describe(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after construction.
-  const ConversationStoreOptions options_;
+  ConversationStoreOptions options_;  // clocks and budget_bytes are constant; mu_ guards the rest
 
   mutable std::mutex mu_;
   std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mu_);  // outlive what they pay for
