@@ -289,10 +289,11 @@ RequestLogOptions ServerConfig::ToRequestLogOptions() const {
   o.kept = requests.kept;
   o.kept_bytes = requests.kept_bytes;
   o.kept_age = absl::Seconds(requests.kept_age_seconds);
-  o.record.bytes = requests.record_bytes;
-  o.record.reader_tokens = limits.outbox_tokens;
-  o.record.reader_age = absl::Seconds(limits.outbox_age_seconds);
   return o;
+}
+
+RecordLimits ServerConfig::ToRecordLimits() const {
+  return {requests.record_bytes, limits.outbox_tokens, absl::Seconds(limits.outbox_age_seconds)};
 }
 
 engine::SamplingOptions ServerConfig::DefaultSampling() const {

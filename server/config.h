@@ -169,6 +169,7 @@ struct ServerConfig {
   engine::EngineOptions ToEngineOptions() const;
   engine::ConversationStoreOptions ToStoreOptions() const;
   RequestLogOptions ToRequestLogOptions() const;
+  RecordLimits ToRecordLimits() const;
   engine::SamplingOptions DefaultSampling() const;
   engine::StoppingOptions DefaultStopping() const;
 };

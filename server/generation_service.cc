@@ -37,6 +37,7 @@ Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   spec.model = model->instance().name();
   spec.conversation_id = proto.conversation_id();
   spec.output = command->output;
+  spec.limits = model->config().ToRecordLimits();
   spec.sequences = command->request.num_sequences;
   spec.finish = proto.on_disconnect() == v1::ON_DISCONNECT_FINISH;
   spec.tokenizer = model->instance().tokenizer;

@@ -1,10 +1,11 @@
 #include "server/request_fingerprint.h"
 
+#include <openssl/sha.h>
+
 #include <string>
 
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
-#include "server/authenticator.h"
 
 namespace skein::server {
 
@@ -28,7 +29,10 @@ Fingerprint FingerprintOf(const v1::GenerateRequest& request) {
     coded.SetSerializationDeterministic(true);
     canonical.SerializeToCodedStream(&coded);
   }
-  return Sha256(bytes);
+  Fingerprint fingerprint;
+  static_assert(sizeof(fingerprint) == SHA256_DIGEST_LENGTH);
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), fingerprint.data());
+  return fingerprint;
 }
 
 }  // namespace skein::server

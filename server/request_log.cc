@@ -34,8 +34,7 @@ absl::StatusOr<RequestLog::Opened> RequestLog::Open(RequestSpec spec) {
     }
   }
   place = std::make_shared<RequestRecord>(
-      std::move(spec), options_.record,
-      [this](std::shared_ptr<RequestRecord> record) { OnEnd(std::move(record)); });
+      std::move(spec), [this](std::shared_ptr<RequestRecord> record) { OnEnd(std::move(record)); });
   ++running_;
   return Opened{Opened::kNew, place};
 }

@@ -7,6 +7,7 @@
 
 namespace skein::server {
 
+// Of one request; those in force when it came.
 struct RecordLimits {
   int64_t bytes = 1 << 20;                        // tokens kept of one request
   int64_t reader_tokens = 1024;                   // a reader that is this far behind is slow
@@ -17,7 +18,6 @@ struct RequestLogOptions {
   int64_t kept = 1024;                          // ended requests of one tenant
   int64_t kept_bytes = 64 << 20;                // their tokens, all tenants together
   absl::Duration kept_age = absl::Minutes(10);  // since they ended
-  RecordLimits record;
 };
 
 }  // namespace skein::server

@@ -91,11 +91,10 @@ class RequestRecord::Sink final : public engine::ResponseSink {
   const int index_;
 };
 
-RequestRecord::RequestRecord(RequestSpec spec, RecordLimits limits,
+RequestRecord::RequestRecord(RequestSpec spec,
                              std::function<void(std::shared_ptr<RequestRecord>)> on_end)
     : spec_(std::move(spec)),
-      limits_{std::max<int64_t>(1, limits.bytes / spec_.sequences), limits.reader_tokens,
-              limits.reader_age},
+      max_bytes_(std::max<int64_t>(1, spec_.limits.bytes / spec_.sequences)),
       on_end_(std::move(on_end)),
       running_(spec_.sequences) {
   for (int i = 0; i < spec_.sequences; ++i) {
@@ -137,7 +136,7 @@ void RequestRecord::Tell(int index, Change change) {
     CheckPace(sequence, index);
     const int64_t keep =
         reader_ == nullptr ? sequence->tokens.end() : reader_->places_[index].cursor.next;
-    sequence->tokens.Trim(limits_.bytes, keep);
+    sequence->tokens.Trim(max_bytes_, keep);
     if (reader_ != nullptr && reader_->gate_.open()) wake = reader_;
   }
   if (ended) Ended();
@@ -189,7 +188,7 @@ bool RequestRecord::WhenEnded(std::function<void()> then) {
 bool RequestRecord::SlowForTooLong(const Sequence& sequence) const {
   const int64_t since = sequence.slow_since_ns.load(std::memory_order_relaxed);
   return since != 0 && engine::MonotonicNow() - absl::FromUnixNanos(since) >=
-                           kBeforeTheEngine * limits_.reader_age;
+                           kBeforeTheEngine * spec_.limits.reader_age;
 }
 
 bool RequestRecord::Writable(int index) const {
@@ -201,7 +200,7 @@ bool RequestRecord::Writable(int index) const {
 void RequestRecord::CheckPace(Sequence* sequence, int index) {
   if (reader_ == nullptr) return;
   const int64_t behind = sequence->tokens.end() - reader_->places_[index].cursor.next;
-  if (behind < limits_.reader_tokens) {
+  if (behind < spec_.limits.reader_tokens) {
     sequence->slow_since_ns.store(0, std::memory_order_relaxed);
   } else if (sequence->slow_since_ns.load(std::memory_order_relaxed) == 0) {
     sequence->slow_since_ns.store(absl::ToUnixNanos(engine::MonotonicNow()),

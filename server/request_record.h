@@ -43,6 +43,7 @@ struct RequestSpec {
   int32_t sequences = 1;
   bool finish = false;  // on_disconnect FINISH: goes on when its reader is gone
   std::shared_ptr<const engine::Tokenizer> tokenizer;
+  RecordLimits limits;
 };
 
 class RequestRecord;
@@ -92,8 +93,7 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   };
 
   // `on_end` is called once, by the thread that ends the request.
-  RequestRecord(RequestSpec spec, RecordLimits limits,
-                std::function<void(std::shared_ptr<RequestRecord>)> on_end);
+  RequestRecord(RequestSpec spec, std::function<void(std::shared_ptr<RequestRecord>)> on_end);
 
   const RequestSpec& spec() const { return spec_; }
   Stage stage() const;
@@ -155,7 +155,7 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   absl::Status EndStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const RequestSpec spec_;
-  const RecordLimits limits_;
+  const int64_t max_bytes_;  // of one sequence
   const std::function<void(std::shared_ptr<RequestRecord>)> on_end_;
 
   mutable std::mutex mu_;

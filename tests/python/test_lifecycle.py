@@ -358,3 +358,75 @@ def test_matrix(server, pb, end, phase):
         except AssertionError as error:
             raise AssertionError(f"{case}: {error}") from error
     assert server.daemon.process.poll() is None
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_drain(start, pb, poisoned_model, phase):
+    """All kinds at once, because a drain is everybody's end. The daemon is gone afterwards: what is committed shows in
+    what the clients are told."""
+    g = pb.gen
+    server = Server.__new__(Server)
+    server.pb = pb
+    slots = 1 if phase == "waiting" else 8
+    server.daemon = start({**Server.SETTINGS, "engine.slots": slots, "shutdown.drain": "300ms"}, model=poisoned_model)
+    server.client = Client(pb, server.daemon.channel)
+    cases = [(k, c, *prepare(server, k)) for k, c in itertools.product(KINDS, COMMITS)
+             if not (k == "stateless" and c == "KEEP_PARTIAL")]
+    blocker = None
+    if phase == "waiting":
+        blocker = Stream(server.client.stream("b", max_tokens=ENDLESS))
+        blocker.wait(has("delta"))
+    streams = []
+    for kind, commit, conversation, _ in cases:
+        request = request_of(server, "drain", phase, conversation, commit, new=kind == "new")
+        if phase == "prefill":  # in the middle for all of them, however they share the steps
+            request.token_ids.ids.extend(request.token_ids.ids[:30000])
+        streams.append(Stream(server.client.gen.Generate(request, timeout=30)))
+    for stream in streams:
+        stream.wait(MOMENT[phase])
+    server.daemon.terminate()
+    for stream, (kind, commit, conversation, head) in zip(streams, cases):
+        finished = stream.end().finished()
+        case = f"drain / {phase} / {kind} / {commit}"
+        assert stream.error is None and finished is not None, f"{case}: {stream.error}"
+        drained = finished.reason == g.FINISH_REASON_DRAINED
+        assert drained or (phase == "last token" and finished.reason == g.FINISH_REASON_LENGTH), case
+        committed = bool(conversation) and (commit == "KEEP_PARTIAL" or not drained)
+        assert finished.committed == committed, case
+        assert finished.version == ((head or 0) + 1 if committed else 0), case
+    assert server.daemon.wait() == 0
+    assert server.daemon.log().count("end=DRAINED") >= (len(cases) if phase != "last token" else 0)
+
+
+def test_a_killed_process(server, pb):
+    """The real thing once: a client process that is killed in the middle of its stream."""
+    import google
+    before = server.gauges()
+    conversation = fresh_id()
+    server.client.generate("start", conversation=conversation, create_if_missing=True)
+    held = server.gauges()
+    code = textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = {[p for p in sys.path if p]!r}
+        import google
+        google.__path__.extend({list(google.__path__)!r})
+        import grpc
+        from skein.v1 import generation_pb2 as g, generation_pb2_grpc as s
+        stub = s.GenerationStub(grpc.insecure_channel({server.daemon.address!r}))
+        request = g.GenerateRequest(conversation_id={conversation!r}, text=g.Text(text="x"), sampling=g.Sampling(temperature=0),
+                                    stopping=g.Stopping(max_tokens={ENDLESS}, ignore_eos=True))
+        for event in stub.Generate(request):
+            print(event.WhichOneof("event"), flush=True)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline().strip() != "delta":
+        assert process.poll() is None
+    assert server.client.get(conversation).busy
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    server.settled(held)
+    info = server.client.get(conversation)
+    assert (info.head_version, info.last_end) == (1, "CANCELLED")
+    server.client.conv.Delete(pb.conv.DeleteConversationRequest(id=conversation))
+    server.settled(before)

@@ -250,7 +250,8 @@ TEST(Record, CancelledWhenItsReaderIsGone) {
 TEST(Record, FinishGoesOnWithoutAReader) {
   RequestSpec spec = Spec();
   spec.finish = true;
-  Fixture f(spec, {.bytes = 160, .reader_tokens = 4, .reader_age = absl::Seconds(60)});
+  spec.limits = {.bytes = 160, .reader_tokens = 4, .reader_age = absl::Seconds(60)};
+  Fixture f(spec);
   auto reader = f.Read();
   f.Say("abcdefgh");
   f.Say("ijklm");
@@ -279,7 +280,8 @@ TEST(Record, ASlowReaderPausesAndWithFinishLosesItsStream) {
   for (const bool finish : {false, true}) {
     RequestSpec spec = Spec();
     spec.finish = finish;
-    Fixture f(spec, {.bytes = 1 << 20, .reader_tokens = 2, .reader_age = absl::Milliseconds(20)});
+    spec.limits = {.bytes = 1 << 20, .reader_tokens = 2, .reader_age = absl::Milliseconds(20)};
+    Fixture f(spec);
     auto reader = f.Read();
     f.Say("a");
     EXPECT_TRUE(f.sinks[0]->Writable()) << "in flight does not count";
@@ -399,8 +401,7 @@ TEST(Log, ARefusalReachesWhoeverJoinedMeanwhile) {
 }
 
 TEST(Log, IsBoundedByCountBytesAndAge) {
-  RequestLog log(
-      {.kept = 4, .kept_bytes = 1600, .kept_age = absl::Milliseconds(200), .record = {}});
+  RequestLog log({.kept = 4, .kept_bytes = 1600, .kept_age = absl::Milliseconds(200)});
   for (int i = 0; i < 10; ++i) {
     RequestSpec spec = Spec(absl::StrCat("r", i));
     spec.tenant = "big";
@@ -516,6 +517,7 @@ TEST(LogThreads, SubmitJoinCancelAttachAndLeaveAtRandom) {
     for (int round = 0; round < 150; ++round) {
       RequestSpec spec = Spec(absl::StrCat("id", random() % 6));
       spec.tenant = random() % 2 == 0 ? "" : "t";
+      spec.limits = {.bytes = 1 << 14, .reader_tokens = 8, .reader_age = absl::Seconds(60)};
       spec.finish = spec.request_id < "id3";  // the same for all of one id
       if (random() % 8 == 0) {
         if (const auto found = log.Find(spec.tenant, spec.request_id); found.ok()) {
