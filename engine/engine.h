@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,10 +36,16 @@ struct EngineOptions {
 
 // What the engine thread publishes after each step, for metrics. Called on the engine thread: be
 // quick.
+struct TenantTokens {
+  std::string tenant;
+  int32_t tokens = 0;
+};
+
 struct StepReport {
   int32_t decode_rows = 0, prefill_rows = 0, tokens = 0, prefill_tokens = 0, generated_tokens = 0;
   absl::Duration duration;  // of the step
   absl::Duration gap;       // idle between this step and the one before although work was there
+  std::span<const TenantTokens> generated;  // by tenant, the sum is generated_tokens; some are zero
 };
 
 struct RequestReport {        // once per request, when it has ended
@@ -50,6 +57,10 @@ struct RequestReport {        // once per request, when it has ended
   std::vector<absl::Duration> inter_token;
   std::string restored_from;
   bool score = false;
+  std::string tenant;
+  int32_t parkings = 0;  // times its state left its slot for another request
+  // Copies of its state from the device to host memory, and back beside the one at admission.
+  std::vector<absl::Duration> to_host, to_device;
 };
 
 class EngineObserver {

@@ -133,8 +133,10 @@ std::shared_ptr<const StateSnapshot> EngineLoop::FinalState(Sequence* sequence) 
     return snapshot;
   }
   snapshot->state.resize(pool_->state_floats());
+  const absl::Time began = MonotonicNow();
   pool_->CopyOut(sequence->slot, snapshot->state, *stream_);
   stream_->Synchronize();
+  sequence->to_host.push_back(MonotonicNow() - began);
   return snapshot;
 }
 
@@ -200,6 +202,10 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   report.inter_token = std::move(sequence->inter_token);
   report.restored_from = RestoredFrom(*sequence);
   report.score = sequence->score;
+  report.tenant = sequence->tenant;
+  report.parkings = sequence->parkings;
+  report.to_host = std::move(sequence->to_host);
+  report.to_device = std::move(sequence->to_device);
   p_.observer->OnRequestDone(report);
 }
 

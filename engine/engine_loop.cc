@@ -59,6 +59,7 @@ EngineLoop::EngineLoop(const Parts& parts, std::unique_ptr<StatePool> pool, kern
   logprobs_.reserve(rows);
   greedy_.reserve(rows);
   released_.reserve(256);
+  generated_.reserve(256);
   spare_states_.reserve(rows);
 }
 
@@ -197,8 +198,10 @@ bool EngineLoop::ResumeOne() {
   if (slot < 0) return false;
   Sequence& sequence = **it;
   sequence.slot = slot;
+  const absl::Time began = MonotonicNow();
   pool_->CopyIn(slot, sequence.parked, *stream_);
   stream_->Synchronize();
+  sequence.to_device.push_back(MonotonicNow() - began);
   sequence.parked = {};
   return true;
 }
@@ -220,8 +223,11 @@ int32_t EngineLoop::FreeSlot() {
 
 void EngineLoop::Park(Sequence* sequence) {
   sequence->parked.resize(pool_->state_floats());
+  const absl::Time began = MonotonicNow();
   pool_->CopyOut(sequence->slot, sequence->parked, *stream_);
   stream_->Synchronize();
+  sequence->to_host.push_back(MonotonicNow() - began);
+  ++sequence->parkings;
   pool_->Release(sequence->slot);
   sequence->slot = -1;
 }

@@ -96,6 +96,7 @@ class EngineLoop {
   void EndRow(Sequence* sequence, End end, const absl::Status& error);
   void TakeResults(absl::Time now);
   void KeepHeldState(Sequence* sequence);
+  void CountGenerated(const Sequence& sequence);
   void Report(absl::Time began, absl::Time ended, int32_t generated);
 
   // Constant after construction.
@@ -126,6 +127,7 @@ class EngineLoop {
   std::vector<TokenEvent> released_;
   std::vector<std::vector<float>> spare_states_;  // host buffers for held states
   int32_t decode_rows_ = 0, prefill_rows_ = 0, prefill_tokens_ = 0;
+  std::vector<TenantTokens> generated_;  // tenants stay, their counts are of this step
 
   // Read or set by other threads.
   std::atomic<int64_t> slow_reader_ns_;

@@ -39,6 +39,20 @@ void EngineLoop::RunStep() {
   Report(began, ended, generated);
 }
 
+// Looks for the tenant among the few that are computed at a time; forgets them when they become
+// many.
+void EngineLoop::CountGenerated(const Sequence& sequence) {
+  constexpr size_t kMostTenants = 256;
+  for (TenantTokens& entry : generated_) {
+    if (entry.tenant != sequence.tenant) continue;
+    ++entry.tokens;
+    return;
+  }
+  if (generated_.size() >= kMostTenants)
+    std::erase_if(generated_, [](const TenantTokens& entry) { return entry.tokens == 0; });
+  generated_.push_back({sequence.tenant, 1});
+}
+
 void EngineLoop::BuildBatch() {
   // Sampling and scoring each want their logits side by side.
   std::partition(shares_.begin(), shares_.end(),
@@ -50,6 +64,7 @@ void EngineLoop::BuildBatch() {
   targets_.clear();
   sample_rows_.clear();
   decode_rows_ = prefill_rows_ = prefill_tokens_ = 0;
+  for (TenantTokens& entry : generated_) entry.tokens = 0;
   for (const StepShare& share : shares_) AddToBatch(share);
 }
 
@@ -115,6 +130,7 @@ void EngineLoop::TakeResults(absl::Time now) {
       TakeScores(sequence, first, wanted, scored);
       scored += wanted;
     } else if (wanted == 1) {
+      CountGenerated(*sequence);
       TakeSample(sequence, samples_[sampled++], now);
     }
   }
@@ -199,6 +215,7 @@ void EngineLoop::Report(absl::Time began, absl::Time ended, int32_t generated) {
   report.tokens = static_cast<int32_t>(tokens_.size());
   report.prefill_tokens = prefill_tokens_;
   report.generated_tokens = generated;
+  report.generated = generated_;
   report.duration = ended - began;
   if (!slept_ && last_step_ended_ != absl::InfinitePast()) report.gap = began - last_step_ended_;
   last_step_ended_ = ended;

@@ -71,6 +71,7 @@ void Sequence::StartFromLease(const std::vector<int32_t>& separator,
 
 void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed,
                              bool observed) {
+  tenant = request.tenant;
   commit = request.commit;
   stopping = std::move(request.stopping);
   const size_t most = std::min(stopping.max_tokens, kMostReserved);
@@ -83,6 +84,7 @@ void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask
 
 void Sequence::StartScore(ScoreRequest request) {
   score = true;
+  tenant = request.tenant;
   continuation = std::move(request.continuation);
   StartFromLease(request.separator, request.prompt, continuation.size());
   tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);

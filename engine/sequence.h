@@ -44,7 +44,7 @@ const char* RestoredFrom(const Sequence& sequence);
 
 struct Sequence {
   // ---- constant once made
-  std::string request_id;
+  std::string request_id, tenant;
   std::shared_ptr<RequestControl> control;
   std::shared_ptr<OutputStream> stream;
   std::optional<Lease> lease;  // none: stateless. A score's lease reserves nothing
@@ -87,8 +87,10 @@ struct Sequence {
   absl::Time last_position = absl::InfinitePast();  // of the latest Queued
   absl::Time last_progress = absl::InfinitePast();
   absl::Duration restore;
-  std::vector<absl::Duration> inter_token;  // only when someone observes
-  int64_t sampled = 0;                      // tokens, also those that a stop string took away again
+  std::vector<absl::Duration> inter_token;         // only when someone observes
+  std::vector<absl::Duration> to_host, to_device;  // copies of the state, beside the restore
+  int32_t parkings = 0;
+  int64_t sampled = 0;  // tokens, also those that a stop string took away again
   bool done = false;
 
   // Fill in what follows from the request and the lease (set before). `seed` is used when the

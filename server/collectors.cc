@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "prometheus/metric_family.h"
+#include "server/log.h"
 
 namespace skein::server {
 namespace {
@@ -115,7 +116,15 @@ void AddStore(const Models& models, const engine::ConversationStoreGauges& store
       .Value(static_cast<double>(store.token_bytes));
   f->Gauge("skein_conversations", "Conversations kept.")
       .Value(static_cast<double>(store.conversations), {{"tier", "host"}});
-  f->Counter("skein_state_evictions_total", "States dropped to stay within the budget.")
+  f->Gauge("skein_conversation_lines", "Requests that wait for a busy conversation.")
+      .Value(static_cast<double>(store.waiting));
+  f->Gauge("skein_conversation_tombstones", "Expired conversations whose end is still known.")
+      .Value(static_cast<double>(store.tombstones));
+  f->Counter("skein_conversations_lost_total", "Conversations that went without being deleted.")
+      .Value(static_cast<double>(store.expired), {{"reason", "expired"}});
+  f->Counter("skein_conversations_deleted_total", "Conversations deleted by their clients.")
+      .Value(static_cast<double>(store.deleted));
+  f->Counter("skein_state_evictions_total", "States that left a tier to make room for others.")
       .Value(static_cast<double>(store.evictions), {{"from", "host"}, {"to", "none"}});
 }
 
@@ -216,6 +225,8 @@ std::vector<MetricFamily> ProcessMetricsCollector::Collect() const {
   f.Gauge("process_virtual_memory_bytes", "Virtual memory.")
       .Value(static_cast<double>(p.virtual_bytes));
   f.Gauge("process_threads", "Threads.").Value(static_cast<double>(p.threads));
+  f.Counter("skein_log_lines_lost_total", "Log lines that could not be written.")
+      .Value(static_cast<double>(LostLogLines()));
   f.Gauge("process_open_fds", "Open file descriptors.").Value(static_cast<double>(OpenFiles()));
   f.Gauge("process_max_fds", "Limit of open file descriptors.")
       .Value(static_cast<double>(files.rlim_cur));

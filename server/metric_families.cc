@@ -37,6 +37,8 @@ MetricFamilies::MetricFamilies(Registry& r, std::vector<double> buckets)
       state_hits(Counter(r, "skein_state_cache_hits_total", "Turns that found their state.")),
       state_misses(Counter(r, "skein_state_cache_misses_total",
                            "Turns whose state was rebuilt from tokens.")),
+      state_evictions(Counter(r, "skein_state_evictions_total",
+                              "States that left a tier to make room for others.")),
       transfer(Histogram(r, "skein_state_transfer_seconds",
                          "Copying one state between the device and host memory.")),
       ttft(Histogram(r, "skein_time_to_first_token_seconds", "From arrival to the first token.")),

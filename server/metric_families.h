@@ -29,11 +29,12 @@ struct MetricFamilies {
   Counters& rejections;     // reason; without model when none was chosen yet
   Counters& prompt_tokens;  // tenant (see TenantLabels)
   Counters& generation_tokens;
-  Counters& cached_tokens;   // source
-  Counters& state_restores;  // from
-  Counters& state_hits;      // tier
-  Counters& state_misses;    // reason
-  Histograms& transfer;      // direction
+  Counters& cached_tokens;    // source
+  Counters& state_restores;   // from
+  Counters& state_hits;       // tier
+  Counters& state_misses;     // reason
+  Counters& state_evictions;  // from, to: of the device; other tiers are in collectors.cc
+  Histograms& transfer;       // direction
   Histograms& ttft;
   Histograms& itl;
   Histograms& tpot;

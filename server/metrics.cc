@@ -1,14 +1,25 @@
 #include "server/metrics.h"
 
-#include <exception>
+#include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "prometheus/exposer.h"
 #include "prometheus/text_serializer.h"
 #include "server/version.h"
 
 namespace skein::server {
+namespace {
+
+// A family that is counted in one place and read in another must appear once.
+void Merge(prometheus::MetricFamily family, std::vector<prometheus::MetricFamily>* all) {
+  for (prometheus::MetricFamily& known : *all) {
+    if (known.name != family.name) continue;
+    known.metric.insert(known.metric.end(), family.metric.begin(), family.metric.end());
+    return;
+  }
+  all->push_back(std::move(family));
+}
+
+}  // namespace
 
 Metrics::Metrics(const MetricsConfig& config, const std::string& config_sha256)
     : registry_(std::make_shared<prometheus::Registry>()),
@@ -25,27 +36,10 @@ std::unique_ptr<ModelMetrics> Metrics::AddModel(const ModelLabels& labels) {
   return std::make_unique<ModelMetrics>(families_.get(), engine_collector_.get(), labels);
 }
 
-absl::StatusOr<std::string> Metrics::Expose(const std::string& address) {
-  try {
-    exposer_ = std::make_unique<prometheus::Exposer>(address, 2);
-    exposer_->RegisterCollectable(registry_);
-    exposer_->RegisterCollectable(engine_collector_);
-    exposer_->RegisterCollectable(process_collector_);
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(absl::StrCat(
-        "listen.metrics: cannot listen on '", address,
-        "': is the port in use or the address not one of this machine? (", e.what(), ")"));
-  }
-  const std::vector<int> ports = exposer_->GetListeningPorts();
-  const size_t colon = address.rfind(':');
-  const std::string host = colon == std::string::npos ? "0.0.0.0" : address.substr(0, colon);
-  return absl::StrCat(host, ":", ports.empty() ? 0 : ports[0]);
-}
-
 std::string Metrics::Scrape() const {
   std::vector<prometheus::MetricFamily> families = registry_->Collect();
-  for (auto& family : engine_collector_->Collect()) families.push_back(std::move(family));
-  for (auto& family : process_collector_->Collect()) families.push_back(std::move(family));
+  for (auto& family : engine_collector_->Collect()) Merge(std::move(family), &families);
+  for (auto& family : process_collector_->Collect()) Merge(std::move(family), &families);
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -17,10 +17,6 @@
 #include "server/metric_families.h"
 #include "server/model_metrics.h"
 
-namespace prometheus {
-class Exposer;
-}
-
 namespace skein::server {
 
 class Metrics {
@@ -30,8 +26,6 @@ class Metrics {
 
   // The series of one instance of a model; lives as long as its engine.
   std::unique_ptr<ModelMetrics> AddModel(const ModelLabels& labels);
-  // Listens on "address:port"; returns where ("address:port" with the real port).
-  absl::StatusOr<std::string> Expose(const std::string& address);
   // Text format of a scrape.
   std::string Scrape() const;
 
@@ -58,7 +52,6 @@ class Metrics {
   const std::unique_ptr<MetricFamilies> families_;
   const std::shared_ptr<EngineGaugeCollector> engine_collector_;
   const std::shared_ptr<ProcessMetricsCollector> process_collector_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
   std::atomic<int64_t> live_calls_{0};
 
   absl::Mutex mu_;

@@ -7,6 +7,8 @@ using prometheus::Counter;
 using prometheus::Histogram;
 using prometheus::Labels;
 
+const std::string kOtherTenants = "other";
+
 }  // namespace
 
 // The series with fixed labels, made once: the hot path only observes.
@@ -19,8 +21,6 @@ struct ModelMetrics::Series {
     const auto latency = [&](MetricFamilies::Histograms& family) {
       return &family.Add(labels, f.latency_buckets);
     };
-    prompt_tokens = &f.prompt_tokens.Add(labels);
-    generation_tokens = &f.generation_tokens.Add(labels);
     cached_tokens = &f.cached_tokens.Add(with("source", "conversation"));
     hits = &f.state_hits.Add(with("tier", "host"));
     misses = &f.state_misses.Add(with("reason", "evicted"));
@@ -38,11 +38,13 @@ struct ModelMetrics::Series {
     step_prefill = &f.step_seconds.Add(with("phase", "prefill"), f.latency_buckets);
     step_mixed = &f.step_seconds.Add(with("phase", "mixed"), f.latency_buckets);
     to_device = &f.transfer.Add(with("direction", "to_device"), f.latency_buckets);
+    to_host = &f.transfer.Add(with("direction", "to_host"), f.latency_buckets);
+    parkings = &f.state_evictions.Add({{"model", model}, {"from", "device"}, {"to", "host"}});
   }
 
-  Counter *prompt_tokens, *generation_tokens, *cached_tokens, *hits, *misses;
+  Counter *cached_tokens, *hits, *misses, *parkings;
   Histogram *ttft, *itl, *tpot, *e2e, *queue, *prefill, *decode, *gap, *batch, *tokens;
-  Histogram *step_decode, *step_prefill, *step_mixed, *to_device;
+  Histogram *step_decode, *step_prefill, *step_mixed, *to_device, *to_host;
 };
 
 ModelMetrics::ModelMetrics(MetricFamilies* families, EngineGaugeCollector* gauges,
@@ -57,6 +59,25 @@ ModelMetrics::ModelMetrics(MetricFamilies* families, EngineGaugeCollector* gauge
                                        {"tokenizer", labels.tokenizer}})),
       series_(std::make_unique<Series>(*families, labels.name)) {
   info_->Increment();
+  // There from the start, so that a rate sees the first tokens.
+  absl::MutexLock lock(&mu_);
+  TenantOf("");
+}
+
+// The label is bounded: the tenants that come later share one value. Without authentication there
+// is one tenant and no label.
+ModelMetrics::Tenant& ModelMetrics::TenantOf(const std::string& tenant) {
+  constexpr size_t kMostTenants = 100;
+  const auto found = tenants_.find(tenant);
+  if (found != tenants_.end()) return found->second;
+  const bool room = tenants_.size() < kMostTenants;
+  const std::string& shown = room ? tenant : kOtherTenants;
+  Labels labels = {{"model", model_}};
+  if (!shown.empty()) labels["tenant"] = shown;
+  return tenants_
+      .insert_or_assign(shown, Tenant{&families_->prompt_tokens.Add(labels),
+                                      &families_->generation_tokens.Add(labels)})
+      .first->second;
 }
 
 ModelMetrics::~ModelMetrics() {
@@ -81,7 +102,11 @@ void ModelMetrics::OnStep(const engine::StepReport& r) {
   s.batch->Observe(r.decode_rows + r.prefill_rows);
   s.tokens->Observe(r.tokens);
   s.gap->Observe(absl::ToDoubleSeconds(r.gap));
-  if (r.generated_tokens > 0) s.generation_tokens->Increment(r.generated_tokens);
+  if (r.generated_tokens == 0) return;
+  absl::MutexLock lock(&mu_);
+  for (const engine::TenantTokens& entry : r.generated) {
+    if (entry.tokens > 0) TenantOf(entry.tenant).generation_tokens->Increment(entry.tokens);
+  }
 }
 
 void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
@@ -92,7 +117,10 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
             {"code", r.code},
             {"kind", r.score ? "score" : "generate"}})
       .Increment();
-  s.prompt_tokens->Increment(static_cast<double>(r.usage.prompt_tokens));
+  {
+    absl::MutexLock lock(&mu_);
+    TenantOf(r.tenant).prompt_tokens->Increment(static_cast<double>(r.usage.prompt_tokens));
+  }
   s.cached_tokens->Increment(static_cast<double>(r.usage.reused_tokens));
   if (!r.restored_from.empty()) {
     families_->state_restores.Add({{"model", model_}, {"from", r.restored_from}}).Increment();
@@ -102,6 +130,9 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
   if (r.timings.restore > absl::ZeroDuration()) {
     s.to_device->Observe(absl::ToDoubleSeconds(r.timings.restore));
   }
+  for (absl::Duration d : r.to_device) s.to_device->Observe(absl::ToDoubleSeconds(d));
+  for (absl::Duration d : r.to_host) s.to_host->Observe(absl::ToDoubleSeconds(d));
+  if (r.parkings > 0) s.parkings->Increment(r.parkings);
   s.e2e->Observe(absl::ToDoubleSeconds(r.total));
   s.queue->Observe(absl::ToDoubleSeconds(r.timings.queue));
   if (r.timings.prefill > absl::ZeroDuration()) {

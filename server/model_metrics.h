@@ -3,9 +3,12 @@
 // one name (a new checkpoint beside the old one that drains) count into the same series.
 // Thread-safe; the engine thread publishes once a step.
 
+#include <map>
 #include <memory>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
 #include "prometheus/gauge.h"
 #include "server/collectors.h"
@@ -35,12 +38,20 @@ class ModelMetrics final : public engine::EngineObserver {
 
  private:
   struct Series;
+  struct Tenant {
+    prometheus::Counter *prompt_tokens, *generation_tokens;
+  };
+  Tenant& TenantOf(const std::string& tenant) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string model_;
   MetricFamilies* const families_;
   EngineGaugeCollector* const gauges_;
   prometheus::Gauge* const info_;
   const std::unique_ptr<Series> series_;
+
+  // Uncontended: the engine thread reports.
+  absl::Mutex mu_;
+  std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace skein::server
