@@ -25,6 +25,7 @@ import grpc
 import pytest
 from checkpoint import random_weights, write_safetensors
 from client import ENDLESS, Client, details, fresh_id
+from daemon import Daemon
 
 KINDS = ["stateless", "new", "continued", "forked"]
 PHASES = ["waiting", "prefill", "decode", "last token"]
@@ -63,10 +64,10 @@ class Server:
     SETTINGS = {"engine.slots": 1, "engine.target_inter_token": "5ms", "limits.prompt_tokens": 100000,
                 "requests.kept": 1, "model.name": "m"}
 
-    def __init__(self, start, pb, model):
+    def __init__(self, daemon, pb):
         self.pb = pb
-        self.daemon = start(self.SETTINGS, model=model)
-        self.client = Client(pb, self.daemon.channel)
+        self.daemon = daemon
+        self.client = Client(pb, daemon.channel)
         self.client.generate("warm", max_tokens=2)
 
     def gauges(self):
@@ -223,6 +224,10 @@ def end_it(server, end, stream, request, wire):
         stream.call.cancel()
     elif end == "client killed":
         wire.reset()
+    elif end == "drain":
+        d = server.pb.control.DrainRequest()
+        d.timeout.SetInParent()  # 0: at the next token
+        server.client.control.Drain(d)
 
 
 def run_case(server, end, phase, kind, commit):
@@ -250,6 +255,8 @@ def run_case(server, end, phase, kind, commit):
             blocker.call.cancel()
         blocker.end()
     stream.end()
+    if end == "drain":
+        server.client.control.Undrain(server.pb.control.UndrainRequest())
     return conversation, head, request, stream
 
 
@@ -259,9 +266,10 @@ def check_client(pb, end, phase, stream):
     if end == "ok" or (phase == "last token" and finished is not None and finished.reason == pb.gen.FINISH_REASON_LENGTH):
         assert stream.error is None and finished.usage.completion_tokens == LAST
         return
-    if end in ("Cancel", "max_time"):
-        assert stream.error is None
-        assert finished.reason == pb.gen.FinishReason.Value("FINISH_REASON_" + {"Cancel": "CANCELLED", "max_time": "TIME"}[end])
+    reasons = {"Cancel": pb.gen.FINISH_REASON_CANCELLED, "max_time": pb.gen.FINISH_REASON_TIME,
+               "drain": pb.gen.FINISH_REASON_DRAINED}
+    if end in reasons:
+        assert stream.error is None and finished.reason == reasons[end]
         return
     code = {"transport cancel": grpc.StatusCode.CANCELLED, "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
             "server error": grpc.StatusCode.INTERNAL, "client killed": grpc.StatusCode.UNAVAILABLE}[end]
@@ -324,23 +332,17 @@ def check_state(server, conversation, info):
 
 
 CASES = [(end, phase, kind, commit) for end, phase, kind, commit in itertools.product(ENDS, PHASES, KINDS, COMMITS)
-         if end != "drain" and not (kind == "stateless" and commit == "KEEP_PARTIAL")]
+         if not (kind == "stateless" and commit == "KEEP_PARTIAL")]
 
 
 @pytest.fixture(scope="module")
 def server(poisoned_model, pb, tmp_path_factory):
-    import daemon as daemon_module
-    running = []
-
-    def start(settings, model):
-        running.append(daemon_module.Daemon(model, tmp_path_factory.mktemp("lifecycle"), settings))
-        return running[-1]
-
-    yield Server(start, pb, poisoned_model)
-    running[0].stop()
+    daemon = Daemon(poisoned_model, tmp_path_factory.mktemp("lifecycle"), Server.SETTINGS)
+    yield Server(daemon, pb)
+    daemon.stop()
 
 
-@pytest.mark.parametrize("end, phase", itertools.product([e for e in ENDS if e != "drain"], PHASES))
+@pytest.mark.parametrize("end, phase", itertools.product(ENDS, PHASES))
 def test_matrix(server, pb, end, phase):
     before = server.gauges()
     for kind, commit in [(k, c) for e, p, k, c in CASES if (e, p) == (end, phase)]:
@@ -360,42 +362,25 @@ def test_matrix(server, pb, end, phase):
     assert server.daemon.process.poll() is None
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_drain(start, pb, poisoned_model, phase):
-    """All kinds at once, because a drain is everybody's end. The daemon is gone afterwards: what is committed shows in
-    what the clients are told."""
-    g = pb.gen
-    server = Server.__new__(Server)
-    server.pb = pb
-    slots = 1 if phase == "waiting" else 8
-    server.daemon = start({**Server.SETTINGS, "engine.slots": slots, "shutdown.drain": "300ms"}, model=poisoned_model)
-    server.client = Client(pb, server.daemon.channel)
+def test_sigterm(start, pb, poisoned_model):
+    """The drain that ends the process: everybody at once; what is committed shows in what the clients are told."""
+    daemon = start({**Server.SETTINGS, "engine.slots": 8, "shutdown.drain": "200ms"}, model=poisoned_model)
+    server = Server(daemon, pb)
     cases = [(k, c, *prepare(server, k)) for k, c in itertools.product(KINDS, COMMITS)
              if not (k == "stateless" and c == "KEEP_PARTIAL")]
-    blocker = None
-    if phase == "waiting":
-        blocker = Stream(server.client.stream("b", max_tokens=ENDLESS))
-        blocker.wait(has("delta"))
-    streams = []
-    for kind, commit, conversation, _ in cases:
-        request = request_of(server, "drain", phase, conversation, commit, new=kind == "new")
-        if phase == "prefill":  # in the middle for all of them, however they share the steps
-            request.token_ids.ids.extend(request.token_ids.ids[:30000])
-        streams.append(Stream(server.client.gen.Generate(request, timeout=30)))
+    streams = [Stream(server.client.gen.Generate(request_of(server, "drain", "decode", conversation, commit, new=kind == "new"),
+                                                 timeout=30)) for kind, commit, conversation, _ in cases]
     for stream in streams:
-        stream.wait(MOMENT[phase])
-    server.daemon.terminate()
+        stream.wait(MOMENT["decode"])
+    daemon.terminate()
     for stream, (kind, commit, conversation, head) in zip(streams, cases):
         finished = stream.end().finished()
-        case = f"drain / {phase} / {kind} / {commit}"
-        assert stream.error is None and finished is not None, f"{case}: {stream.error}"
-        drained = finished.reason == g.FINISH_REASON_DRAINED
-        assert drained or (phase == "last token" and finished.reason == g.FINISH_REASON_LENGTH), case
-        committed = bool(conversation) and (commit == "KEEP_PARTIAL" or not drained)
-        assert finished.committed == committed, case
-        assert finished.version == ((head or 0) + 1 if committed else 0), case
-    assert server.daemon.wait() == 0
-    assert server.daemon.log().count("end=DRAINED") >= (len(cases) if phase != "last token" else 0)
+        assert stream.error is None and finished.reason == pb.gen.FINISH_REASON_DRAINED, (kind, commit)
+        committed = bool(conversation) and commit == "KEEP_PARTIAL"
+        assert finished.committed == committed
+        assert finished.version == ((head or 0) + 1 if committed else 0)
+    assert daemon.wait() == 0
+    assert daemon.log().count("end=DRAINED") == len(cases)
 
 
 def test_a_killed_process(server, pb):

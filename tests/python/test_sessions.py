@@ -117,19 +117,19 @@ def test_what_left_nothing_runs_again(start, pb):
     assert client.generate("x", **fields).finished.version == 2
 
     request_id = fresh_id()  # stopped by Cancel
-    fields = dict(conversation=conversation, request_id=request_id, max_tokens=3000)
+    fields = dict(conversation=conversation, request_id=request_id, max_tokens=20000)
     running = Running(client.stream("y", **fields))
     assert cancel(client, request_id)
     ended = running.end().finished
     assert ended.reason == pb.gen.FINISH_REASON_CANCELLED and not ended.committed
     again = client.generate("y", **fields)
-    assert again.finished.committed and again.finished.version == 3 and len(again.ids) == 3000
+    assert again.finished.committed and again.finished.version == 3 and len(again.ids) == 20000
 
     request_id = fresh_id()  # past its deadline
-    fields = dict(conversation=conversation, request_id=request_id, max_tokens=50000)
+    fields = dict(conversation=conversation, request_id=request_id, max_tokens=20000)
     expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: client.stream("z", timeout=0.05, **fields))
     again = client.generate("z", **fields)
-    assert again.finished.version == 4 and len(again.ids) == 50000
+    assert again.finished.version == 4 and len(again.ids) == 20000
 
 
 def test_a_partial_commit_counts(client):
@@ -155,11 +155,11 @@ def test_a_partial_commit_counts(client):
 
 def test_a_retry_joins_the_running_request(client):
     conversation, request_id = fresh_id(), fresh_id()
-    fields = dict(conversation=conversation, create_if_missing=True, request_id=request_id, max_tokens=100000)
+    fields = dict(conversation=conversation, create_if_missing=True, request_id=request_id, max_tokens=30000)
     first = client.stream("x", **fields)
     read = first_deltas(first, 10)
     second = client.generate("x", **fields)
-    assert len(second.ids) == 100000 and second.finished.version == 1
+    assert len(second.ids) == 30000 and second.finished.version == 1
     assert second.text.startswith("".join(d.text for d in read))
     # The older stream has ended: what was on its way, then the reason.
     error = expect_error(grpc.StatusCode.ABORTED, lambda: first)
@@ -242,7 +242,7 @@ def test_attach_follows_a_running_request(client):
     """The stream changes hands in the middle again and again; together the pieces are the whole."""
     g = client.pb.gen
     request_id = fresh_id()
-    request = client.request("x", request_id=request_id, max_tokens=200000, on_disconnect=g.ON_DISCONNECT_FINISH,
+    request = client.request("x", request_id=request_id, max_tokens=50000, on_disconnect=g.ON_DISCONNECT_FINISH,
                              output=g.Output())
     stream = client.gen.Generate(request, timeout=60)
     text, count = "", 0
@@ -393,7 +393,7 @@ def test_a_finish_turn_outlives_a_reader_that_never_reads(start, pb):
     conversation, request_id = fresh_id(), fresh_id()
     client.generate("x", conversation=conversation, create_if_missing=True)
     stream = lazy.stream("x", request_id=request_id, conversation=conversation, on_disconnect=g.ON_DISCONNECT_FINISH,
-                         max_tokens=60000, output=g.Output(top_logprobs=20), timeout=60)
+                         max_tokens=20000, output=g.Output(top_logprobs=20), timeout=60)
     wait_until(lambda: client.get(conversation).head_version == 2, seconds=30)
     error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: stream)
     assert details(error)["ErrorInfo"].reason == "SLOW_READER"

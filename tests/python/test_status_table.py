@@ -2,12 +2,16 @@
 the google.rpc details, and that a refusal comes before any header. One table; a new refusal is a new line."""
 
 import dataclasses
+import json
+import threading
+import time
 import typing
 
 import grpc
 import pytest
 from checkpoint import random_weights, write_safetensors
 from client import ENDLESS, Client, Running, details, fresh_id
+from test_metrics import scrape
 
 C = grpc.StatusCode
 
@@ -228,6 +232,28 @@ def test_metadata_size(shared, pb):
     assert Client(pb, shared.channel).generate("x").ids
 
 
+def test_a_client_with_a_retry_policy_gets_through(start, steady_model, pb):
+    """What the refusals are for: gRPC itself waits as long as it was told, and tries again."""
+    daemon = start({"engine.slots": 1, "limits.queued": 1}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("b", max_tokens=ENDLESS))
+    waiting = client.stream("y")
+    assert next(waiting).WhichOneof("event") == "queued"
+    policy = {"methodConfig": [{"name": [{}], "retryPolicy": {
+        "maxAttempts": 5, "initialBackoff": "10s", "maxBackoff": "10s", "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]}
+    channel = grpc.insecure_channel(daemon.address, options=[("grpc.service_config", json.dumps(policy)),
+                                                             ("grpc.use_local_subchannel_pool", 1)])
+    patient = Client(pb, channel).stream("z", timeout=30)
+    threading.Timer(0.2, running.stream.cancel).start()
+    before = time.monotonic()
+    events = list(patient)
+    assert events[-1].finished.usage.completion_tokens == 8
+    assert 0.1 < time.monotonic() - before < 9, "the pushback, not the policy's own backoff, says when"
+    list(waiting)
+    channel.close()
+
+
 def test_slow_reader_row(start, pb):
     g = pb.gen
     daemon = start({"limits.outbox_tokens": 32, "limits.outbox_age": "300ms"})
@@ -235,9 +261,12 @@ def test_slow_reader_row(start, pb):
     request_id = fresh_id()
     stream = lazy.stream("x", request_id=request_id, stopping=g.Stopping(max_tokens=ENDLESS, ignore_eos=True),
                          output=g.Output(top_logprobs=20), timeout=60)
+    next(stream)
+    end = time.monotonic() + 40
+    while 'code="RESOURCE_EXHAUSTED"' not in scrape(daemon):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     with pytest.raises(grpc.RpcError) as caught:
-        import time
-        time.sleep(3)
         list(stream)
     assert caught.value.code() == C.RESOURCE_EXHAUSTED
     assert caught.value.details() == "the client did not read its stream for too long"
