@@ -172,7 +172,7 @@ int Run(const Options& o) {
   config.log.level = "error";
   InitLog(config.log);
   InitGrpc();
-  auto daemon = Daemon::Start(config, "", nullptr);
+  auto daemon = Daemon::Start({config, ""}, nullptr, nullptr);
   unlink(path.c_str());
   if (!daemon.ok()) {
     std::fprintf(stderr, "serving_bench: %s\n", daemon.status().ToString().c_str());

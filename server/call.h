@@ -2,6 +2,7 @@
 // What every RPC has in common: who calls and whether they may, counters at start and end, one log
 // line, errors turned into gRPC status with details.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -22,7 +23,10 @@
 
 namespace skein::server {
 
+class Lifecycle;
+class ModelManager;
 class RequestLog;
+struct ReloadPlan;
 
 // What the services work with. Constant after start; everything pointed to is thread-safe and
 // outlives the server.
@@ -33,6 +37,12 @@ struct ServiceContext {
   RequestLog* requests = nullptr;
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
+  Lifecycle* lifecycle = nullptr;
+  ModelManager* manager = nullptr;
+  // Reads the configuration again. An error: nothing has changed.
+  std::function<absl::StatusOr<ReloadPlan>()> reload;
+  // Shows at once what `lifecycle` has become.
+  std::function<void()> health_changed;
 
   // The model of this name (empty: the default) and the configuration in force, for one request.
   absl::StatusOr<ModelUse> Use(absl::string_view model) const;

@@ -9,6 +9,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
@@ -31,43 +32,73 @@ std::string Sha256(const std::string& text) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const ServerConfig& config,
-                                                      const std::string& effective_config,
+Daemon::Daemon(const LoadedConfig& config, Reread reread)
+    : config_(config.config),
+      reread_(std::move(reread)),
+      metrics_(config.config.metrics, Sha256(config.text)),
+      conversations_(config.config.ToStoreOptions()),
+      requests_(config.config.ToRequestLogOptions()),
+      models_(std::make_unique<ModelRegistry>()),
+      lifecycle_(models_.get()),
+      manager_(std::make_unique<ModelManager>(config_, conversations_, metrics_, *models_,
+                                              lifecycle_)) {}
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config, Reread reread,
                                                       std::function<void(double)> progress) {
-  std::unique_ptr<Daemon> daemon(new Daemon(config));
-  daemon->metrics_ = std::make_unique<Metrics>(config.metrics, Sha256(effective_config));
-  daemon->conversations_ = std::make_unique<engine::ConversationStore>(config.ToStoreOptions());
-  daemon->requests_ = std::make_unique<RequestLog>(config.ToRequestLogOptions());
-  daemon->models_ = std::make_unique<ModelRegistry>();
+  std::unique_ptr<Daemon> daemon(new Daemon(config, std::move(reread)));
+  // First, so that probes are answered while the models load.
+  SKEIN_RETURN_IF_ERROR(daemon->ListenHttp());
   SKEIN_RETURN_IF_ERROR(daemon->Load(std::move(progress)));
   SKEIN_RETURN_IF_ERROR(daemon->Listen());
-  daemon->CheckHealth();
+  daemon->lifecycle_.Loaded();
+  daemon->Maintain();
   return daemon;
+}
+
+absl::Status Daemon::ListenHttp() {
+  const std::string address = config_.Get()->listen.metrics;
+  if (address.empty()) return absl::OkStatus();
+  const std::string text = HttpAnswer().type;
+  HttpServer::Handlers handlers;
+  handlers["/metrics"] = [this] {
+    return HttpAnswer{200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Scrape()};
+  };
+  // Alive: restarting would not help a server that loads or drains, it does help one that hangs.
+  handlers["/healthz"] = [this, text] {
+    return alive() ? HttpAnswer{200, text, "ok\n"} : HttpAnswer{503, text, "stalled\n"};
+  };
+  // Ready: whether to send requests here.
+  handlers["/readyz"] = [this, text] {
+    const Lifecycle::State state = lifecycle_.state();
+    return HttpAnswer{state == Lifecycle::kReady ? 200 : 503, text,
+                      absl::StrCat(Lifecycle::Name(state), "\n")};
+  };
+  SKEIN_ASSIGN_OR_RETURN(http_, HttpServer::Start("listen.metrics", address, std::move(handlers)));
+  return absl::OkStatus();
 }
 
 absl::Status Daemon::Load(std::function<void(double)> progress) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
-  SKEIN_ASSIGN_OR_RETURN(
-      std::unique_ptr<ServedInstance> instance,
-      LoadInstance(config->model, {*config, *conversations_, *metrics_}, std::move(progress)));
-  const std::string name = instance->name();
-  models_->Add(name, &instance, /*replace=*/false);
+  SKEIN_RETURN_IF_ERROR(manager_->LoadNow(config->model, progress));
+  for (const ModelSource& source : config->models) {
+    SKEIN_RETURN_IF_ERROR(manager_->LoadNow(source, progress));
+  }
   return absl::OkStatus();
 }
 
 absl::Status Daemon::Listen() {
-  const std::shared_ptr<const ServerConfig> config = config_.Get();
   services_.config = &config_;
   services_.models = models_.get();
-  services_.conversations = conversations_.get();
-  services_.requests = requests_.get();
-  services_.metrics = metrics_.get();
+  services_.conversations = &conversations_;
+  services_.requests = &requests_;
+  services_.metrics = &metrics_;
   services_.auth = &auth_;
-  SKEIN_RETURN_IF_ERROR(Configure(config->auth, &auth_));
+  services_.lifecycle = &lifecycle_;
+  services_.manager = manager_.get();
+  services_.reload = [this] { return Reload(); };
+  services_.health_changed = [this] { ShowHealth(); };
+  SKEIN_RETURN_IF_ERROR(Configure(config_.Get()->auth, &auth_));
   SKEIN_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(services_));
-  if (!config->listen.metrics.empty()) {
-    SKEIN_ASSIGN_OR_RETURN(metrics_address_, metrics_->Expose(config->listen.metrics));
-  }
   return absl::OkStatus();
 }
 
@@ -85,9 +116,8 @@ void Daemon::LogReady() const {
       .With("slots", instance->engine->gauges().slots)
       .With("bytes_per_conversation", base::FormatBytes(model.state_bytes()))
       .With("grpc", address())
-      .With("metrics", metrics_address_.empty()
-                           ? "none"
-                           : absl::StrCat("http://", metrics_address_, "/metrics"));
+      .With("metrics",
+            http_ == nullptr ? "none" : absl::StrCat("http://", http_->address(), "/metrics"));
 }
 
 std::string Daemon::device_name() const {
@@ -96,27 +126,69 @@ std::string Daemon::device_name() const {
   return absl::StrCat(device.name, "/", device.tier, ", ", device.threads, " threads");
 }
 
-void Daemon::CheckHealth() {
-  requests_->Expire();
+void Daemon::Maintain() {
+  requests_.Expire();
+  conversations_.Expire();
   grpc_->Maintain();
-  bool healthy = models_->Find("") != nullptr;
-  for (const auto& instance : models_->All()) healthy = healthy && instance->engine->healthy();
+  ShowHealth();
+}
+
+void Daemon::ShowHealth() {
   absl::MutexLock lock(&health_mu_);
-  const bool serving = !draining_.load() && healthy;
-  if (serving == serving_) return;
-  serving_ = serving;
-  grpc_->SetServing(serving);
-  if (!serving && !draining_.load()) {
-    LogLine(LogLevel::kError, "the engine has stalled: health is NOT_SERVING");
+  const Lifecycle::State state = lifecycle_.state();
+  if (state == shown_) return;
+  const bool was_stalled = shown_ == Lifecycle::kStalled;
+  shown_ = state;
+  grpc_->SetServing(state == Lifecycle::kReady);
+  if (state == Lifecycle::kStalled) {
+    LogLine(LogLevel::kError, "an engine has stalled: health is NOT_SERVING");
+  } else if (was_stalled) {
+    LogLine(LogLevel::kInfo, "the engines step again").With("state", Lifecycle::Name(state));
   }
 }
 
-void Daemon::Drain(absl::Time deadline) {
-  {
-    absl::MutexLock lock(&health_mu_);
-    draining_.store(true);
-    grpc_->SetServing(false);
+absl::StatusOr<ReloadPlan> Daemon::Reload() {
+  absl::MutexLock lock(&reload_mu_);
+  absl::StatusOr<ReloadPlan> plan = TryReload();
+  if (!plan.ok()) {
+    metrics_.ConfigReloaded(false, "");
+    LogLine(LogLevel::kError, "the configuration was not reloaded, nothing has changed")
+        .With("error", std::string(plan.status().message()));
+    return base::MakeStatus(absl::StatusCode::kInvalidArgument, "CONFIG_INVALID",
+                            plan.status().message());
   }
+  LogLine(LogLevel::kInfo, "configuration reloaded")
+      .With("applied", absl::StrJoin(plan->applied, ","))
+      .With("ignored", absl::StrJoin(plan->ignored, ","));
+  if (!plan->ignored.empty()) {
+    LogLine(LogLevel::kWarning, "some changed keys take a restart")
+        .With("keys", absl::StrJoin(plan->ignored, ","));
+  }
+  return plan;
+}
+
+absl::StatusOr<ReloadPlan> Daemon::TryReload() {
+  if (!reread_) return absl::FailedPreconditionError("this server's configuration never changes");
+  SKEIN_ASSIGN_OR_RETURN(const LoadedConfig loaded, reread_());
+  ReloadPlan plan = PlanReload(*config_.Get(), loaded.config);
+  // What can fail comes first; each keeps what it has when it fails.
+  SKEIN_ASSIGN_OR_RETURN(const auto clients, LoadClients(plan.config.auth));
+  SKEIN_RETURN_IF_ERROR(grpc_->ReplaceCertificates(plan.config.listen.tls));
+  SKEIN_RETURN_IF_ERROR(Configure(plan.config.auth, &auth_));
+  SetLogLevel(plan.config.log);
+  config_.Set(plan.config);
+  conversations_.SetLimits(plan.config.ToStoreOptions());
+  for (const auto& instance : models_->All()) {
+    instance->engine->SetLimits(plan.config.ToEngineOptions());
+  }
+  ServerConfig present = plan.config;
+  metrics_.ConfigReloaded(true, Sha256(MakeSchema(&present).Print()));
+  return plan;
+}
+
+void Daemon::Drain(absl::Time deadline) {
+  lifecycle_.BeginStop(deadline);
+  ShowHealth();
   DrainInstances(deadline);
 }
 
@@ -130,16 +202,20 @@ void Daemon::DrainInstances(absl::Time deadline) {
 
 void Daemon::Shutdown(absl::Time deadline) {
   grpc_->EndWatches();
-  while (metrics_->live_calls() > 0 && absl::Now() < deadline)
+  while (metrics_.live_calls() > 0 && absl::Now() < deadline) {
     absl::SleepFor(absl::Milliseconds(5));
+  }
   // Every answer is with the transport; connections that are still open do not count.
   grpc_->Shutdown(std::min(deadline, absl::Now() + kFlush));
 }
 
 Daemon::~Daemon() {
+  http_.reset();
+  manager_.reset();
   if (grpc_ != nullptr) grpc_->Shutdown(absl::Now());
   // Before the services: an event that is still on its way refers to them.
-  if (models_ != nullptr) DrainInstances(absl::InfinitePast());
+  lifecycle_.BeginStop(absl::InfinitePast());
+  DrainInstances(absl::InfinitePast());
   models_.reset();
 }
 

@@ -2,7 +2,6 @@
 // The whole daemon as one object: metrics, conversations, models, gRPC. Made by main() and by the
 // serving benchmark.
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,9 +12,14 @@
 #include "absl/time/time.h"
 #include "engine/engine.h"
 #include "server/config.h"
+#include "server/config_loader.h"
+#include "server/config_reload.h"
 #include "server/grpc_server.h"
+#include "server/http_server.h"
+#include "server/lifecycle.h"
 #include "server/live_config.h"
 #include "server/metrics.h"
+#include "server/model_manager.h"
 #include "server/model_registry.h"
 #include "server/request_log.h"
 
@@ -23,23 +27,30 @@ namespace skein::server {
 
 class Daemon {
  public:
-  // Loads and listens; serves when it returns. `effective_config` is hashed into config_info.
-  // Errors are for the operator: they name the file, key or port. `progress`: of loading, may be
-  // empty.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const ServerConfig& config,
-                                                       const std::string& effective_config,
+  // Reads the configuration again; empty: it never changes.
+  using Reread = std::function<absl::StatusOr<LoadedConfig>()>;
+
+  // Loads and listens; serves when it returns. Errors are for the operator: they name the file, key
+  // or port. `progress`: of loading, may be empty.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const LoadedConfig& config, Reread reread,
                                                        std::function<void(double)> progress);
   // Ends what still runs.
   ~Daemon();
 
-  // NOT_SERVING, refuse new requests, let running ones end until `deadline`, then end them at a
-  // token boundary. Blocks until nothing runs. A second call with an earlier deadline, from another
-  // thread, shortens the first.
+  // For good: NOT_SERVING, refuse new requests, let running ones end until `deadline`, then end
+  // them at a token boundary. Blocks until nothing runs. A second call with an earlier deadline,
+  // from another thread, shortens the first.
   void Drain(absl::Time deadline);
   // After Drain: sends what is still to be sent, closes the port.
   void Shutdown(absl::Time deadline);
-  // Once a second: health follows the engine's heartbeat until Drain.
-  void CheckHealth();
+  // Once a second: health follows the engines' heartbeats; what has expired goes.
+  void Maintain();
+  // No engine has stalled.
+  bool alive() const { return lifecycle_.state() != Lifecycle::kStalled; }
+  // Puts a changed configuration in force, as far as it can change (config_reload.h); logs what was
+  // done. An error: nothing has changed. Thread-safe.
+  absl::StatusOr<ReloadPlan> Reload();
+  std::shared_ptr<const ServerConfig> config() const { return config_.Get(); }
 
   // Of the default model, for benchmarks: there is one as long as nobody unloads it.
   engine::Engine& engine() { return *models_->Find("")->engine; }
@@ -49,26 +60,32 @@ class Daemon {
   void LogReady() const;
 
  private:
-  explicit Daemon(const ServerConfig& config) : config_(config) {}
+  Daemon(const LoadedConfig& config, Reread reread);
   absl::Status Load(std::function<void(double)> progress);
+  absl::Status ListenHttp();
   absl::Status Listen();
+  void ShowHealth();
+  absl::StatusOr<ReloadPlan> TryReload() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reload_mu_);
   void DrainInstances(absl::Time deadline);
 
   // Constant after Start, and with their own synchronisation. In the order of construction: each
   // needs those before it.
   LiveConfig config_;
-  std::unique_ptr<Metrics> metrics_;
-  std::unique_ptr<engine::ConversationStore> conversations_;
-  std::unique_ptr<RequestLog> requests_;
+  const Reread reread_;
+  Metrics metrics_;
+  engine::ConversationStore conversations_;
+  RequestLog requests_;
   std::unique_ptr<ModelRegistry> models_;
+  Lifecycle lifecycle_;
+  std::unique_ptr<ModelManager> manager_;
   Authenticator auth_;
   ServiceContext services_;
+  std::unique_ptr<HttpServer> http_;  // null: none
   std::unique_ptr<GrpcServer> grpc_;
-  std::string metrics_address_;
 
-  std::atomic<bool> draining_{false};
+  absl::Mutex reload_mu_;  // one at a time
   absl::Mutex health_mu_;
-  bool serving_ ABSL_GUARDED_BY(health_mu_) = false;
+  Lifecycle::State shown_ ABSL_GUARDED_BY(health_mu_) = Lifecycle::kLoading;
 };
 
 }  // namespace skein::server

@@ -149,7 +149,9 @@ GrpcServer::GrpcServer(const ServiceContext& services, const ServerConfig& confi
       generation_(services),
       conversations_(services),
       info_(services),
-      health_({GenerationService::kName, ConversationsService::kName, InfoService::kName}),
+      control_(services),
+      health_({GenerationService::kName, ConversationsService::kName, InfoService::kName,
+               ControlService::kName}),
       connections_(ConnectionLimit(config.listen)),
       quota_("skeind") {
   quota_.Resize(TransportMemory(config.listen));
@@ -166,10 +168,14 @@ absl::Status GrpcServer::Open(const ListenConfig& listen) {
   if (listen.tls.enabled()) {
     SKEIN_ASSIGN_OR_RETURN(certificates_, CertificateSource::Create(listen.tls));
   }
-  return OpenPort("listen.address", listen.address, listen,
-                  {{GenerationService::kName, &generation_},
-                   {ConversationsService::kName, &conversations_},
-                   {InfoService::kName, &info_}});
+  const NamedService control = {ControlService::kName, &control_};
+  std::vector<NamedService> open = {{GenerationService::kName, &generation_},
+                                    {ConversationsService::kName, &conversations_},
+                                    {InfoService::kName, &info_}};
+  if (listen.control.empty()) open.push_back(control);
+  SKEIN_RETURN_IF_ERROR(OpenPort("listen.address", listen.address, listen, std::move(open)));
+  if (listen.control.empty()) return absl::OkStatus();
+  return OpenPort("listen.control", listen.control, listen, {control});
 }
 
 absl::Status GrpcServer::OpenPort(const char* key, const std::string& address,

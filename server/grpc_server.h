@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "grpcpp/resource_quota.h"
 #include "server/connection_table.h"
+#include "server/control_service.h"
 #include "server/conversations_service.h"
 #include "server/generation_service.h"
 #include "server/health_service.h"
@@ -65,6 +66,7 @@ class GrpcServer {
   GenerationService generation_;
   ConversationsService conversations_;
   InfoService info_;
+  ControlService control_;
   HealthBoard health_;
   ConnectionTable connections_;
   RefusedConnections refused_;

@@ -1,10 +1,16 @@
 #include "server/log.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <mutex>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/log_sink.h"
+#include "spdlog/sinks/base_sink.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -28,6 +34,21 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   }
   return spdlog::level::info;
 }
+
+LogSink& StandardError() {
+  static LogSink& sink = *new LogSink(STDERR_FILENO);  // outlives every thread that logs
+  return sink;
+}
+
+class PatientSink final : public spdlog::sinks::base_sink<std::mutex> {
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    StandardError().Write(absl::string_view(line.data(), line.size()));
+  }
+  void flush_() override {}
+};
 
 // Invalid UTF-8 is replaced, control characters are escaped.
 std::string Dump(const nlohmann::ordered_json& value) {
@@ -59,13 +80,24 @@ std::string ToText(const nlohmann::ordered_json& fields) {
 
 void InitLog(const LogConfig& config) {
   json_format = config.format == "json";
-  auto logger = std::make_shared<spdlog::logger>(
-      "skeind", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  std::shared_ptr<spdlog::sinks::sink> sink;
+  if (isatty(STDERR_FILENO) == 1) {
+    sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  } else {
+    sink = std::make_shared<PatientSink>();
+  }
+  auto logger = std::make_shared<spdlog::logger>("skeind", std::move(sink));
   logger->set_level(spdlog::level::from_str(config.level));
   logger->set_pattern(json_format ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",%v"
                                   : "%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
   spdlog::set_default_logger(std::move(logger));
 }
+
+void SetLogLevel(const LogConfig& config) {
+  spdlog::default_logger_raw()->set_level(spdlog::level::from_str(config.level));
+}
+
+int64_t LostLogLines() { return StandardError().lost(); }
 
 LogLine::LogLine(LogLevel level, absl::string_view message)
     : level_(level), enabled_(spdlog::default_logger_raw()->should_log(ToSpdlog(level))) {

@@ -18,6 +18,10 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 // Called once, before other threads log.
 void InitLog(const LogConfig& config);
+// The level of a new configuration; any thread.
+void SetLogLevel(const LogConfig& config);
+// Lines that could not be written, since the start: a full disk, or a pipe that nobody reads.
+int64_t LostLogLines();
 
 class LogLine {
  public:

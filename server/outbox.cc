@@ -1,5 +1,6 @@
 #include "server/outbox.h"
 
+#include "skein/v1/control.pb.h"
 #include "skein/v1/generation.pb.h"
 
 namespace skein::server {
@@ -62,5 +63,6 @@ typename Outbox<Event>::Action Outbox<Event>::Drop(absl::Status status) {
 }
 
 template class Outbox<skein::v1::ScoreResponse>;
+template class Outbox<skein::v1::LoadModelResponse>;
 
 }  // namespace skein::server

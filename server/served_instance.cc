@@ -13,6 +13,10 @@
 namespace skein::server {
 namespace {
 
+// What loading may take beside the weights: a tenth of them, and a little.
+constexpr int64_t kLoadShare = 10;
+constexpr int64_t kLoadBytes = int64_t{64} << 20;
+
 using Metadata = std::map<std::string, std::string>;
 
 // auto: what the file holds; fp16 fits into fp32 only.
@@ -88,6 +92,19 @@ ServedInstance::~ServedInstance() {
   if (metrics != nullptr) metrics->Detach();
 }
 
+absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerConfig& config) {
+  SKEIN_ASSIGN_OR_RETURN(const auto checkpoint, engine::Checkpoint::Open(source.path));
+  const absl::StatusOr<engine::ModelConfig> model = checkpoint->Config();
+  if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
+  const engine::EngineOptions options = config.ToEngineOptions();
+  const int64_t element = WeightsFor(source.weights, *checkpoint) == engine::DType::kBF16 ? 2 : 4;
+  const int64_t weights = model->parameters * element;
+  const int64_t floats_of_a_slot = model->state_floats() + model->V;  // and its logits
+  const int64_t floats_of_a_token = 32 * int64_t{model->C} + model->F;
+  return weights + weights / kLoadShare + kLoadBytes +
+         4 * (options.slots * floats_of_a_slot + options.max_step_tokens * floats_of_a_token);
+}
+
 absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
     const ModelSource& source, const InstanceParts& parts,
     std::function<void(double fraction)> progress) {
@@ -121,9 +138,10 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
   const v1::Model& d = out->description;
   out->metrics = parts.metrics.AddModel(
       {d.name(), d.description(), d.fingerprint(), d.weights(), d.tokenizer()});
+  out->meter = std::make_unique<LoadMeter>(out->metrics.get());
   SKEIN_ASSIGN_OR_RETURN(
       out->engine, engine::Engine::Create(*out->model, *out->device, *out->tokenizer, fingerprint,
-                                          engine_options, parts.conversations, out->metrics.get()));
+                                          engine_options, parts.conversations, out->meter.get()));
   out->metrics->Attach(out->engine.get(), d.state_bytes());
   return out;
 }

@@ -14,6 +14,7 @@
 #include "kernels/device.h"
 #include "server/config.h"
 #include "server/convert.h"
+#include "server/load_meter.h"
 #include "server/metrics.h"
 #include "skein/v1/info.pb.h"
 
@@ -40,6 +41,7 @@ struct ServedInstance {
   ServedModel served;
   v1::Model description;
   std::unique_ptr<ModelMetrics> metrics;
+  std::unique_ptr<LoadMeter> meter;
   std::unique_ptr<engine::Engine> engine;
 };
 
@@ -49,6 +51,9 @@ struct InstanceParts {
   engine::ConversationStore& conversations;
   Metrics& metrics;
 };
+
+// What LoadInstance allocates at most. Errors are those of a file that cannot be loaded.
+absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerConfig& config);
 
 // Loads a checkpoint and starts its engine. Takes seconds to minutes. `source.name` may be empty.
 // Errors name the file. `progress` may be empty.

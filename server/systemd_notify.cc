@@ -33,4 +33,9 @@ void NotifySystemd(absl::string_view state) {
   if (fd >= 0) close(fd);
 }
 
+void NotifyWatchdog() {
+  const char* interval = std::getenv("WATCHDOG_USEC");
+  if (interval != nullptr && interval[0] != 0) NotifySystemd("WATCHDOG=1");
+}
+
 }  // namespace skein::server

@@ -71,6 +71,7 @@ class Client:
         self.gen = pb.gen_grpc.GenerationStub(channel)
         self.conv = pb.conv_grpc.ConversationsStub(channel)
         self.info = pb.info_grpc.InfoStub(channel)
+        self.control = pb.control_grpc.ControlStub(channel)
 
     def request(self, text=None, ids=None, conversation="", max_tokens=8, **fields):
         """A greedy request that does not stop by itself and shows token ids."""

@@ -22,7 +22,7 @@ def generate_protos():
     out = daemon_module.BUILD / "python-protos"
     out.mkdir(parents=True, exist_ok=True)
     files = ["google/rpc/error_details.proto", "google/rpc/status.proto"]
-    files += [f"skein/v1/{name}.proto" for name in ["generation", "conversations", "info"]]
+    files += [f"skein/v1/{name}.proto" for name in ["generation", "conversations", "info", "control"]]
     well_known = str(pathlib.Path(grpc_tools.__file__).parent / "_proto")
     arguments = ["protoc", f"-I{root}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}"]
     assert protoc.main(arguments + files) == 0
@@ -39,14 +39,19 @@ def pytest_configure(config):
     generate_protos()
 
 
-@pytest.fixture(scope="session")
-def pb():
-    names = {"gen": "generation", "conv": "conversations", "info": "info"}
+def load_protos():
+    """The generated modules, after generate_protos."""
+    names = {"gen": "generation", "conv": "conversations", "info": "info", "control": "control"}
     modules = {}
     for short, name in names.items():
         modules[short] = importlib.import_module(f"skein.v1.{name}_pb2")
         modules[short + "_grpc"] = importlib.import_module(f"skein.v1.{name}_pb2_grpc")
     return types.SimpleNamespace(**modules)
+
+
+@pytest.fixture(scope="session")
+def pb():
+    return load_protos()
 
 
 @pytest.fixture(scope="session")

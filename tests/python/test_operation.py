@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = ["skein.v1.Generation", "skein.v1.Conversations", "skein.v1.Info"]
+SERVICES = ["skein.v1.Generation", "skein.v1.Conversations", "skein.v1.Info", "skein.v1.Control"]
 
 
 # Configuration.

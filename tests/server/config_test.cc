@@ -97,10 +97,10 @@ TEST(Config, ModelNameComesFromTheFile) {
                                                         {"/a.b/plain", "plain"},
                                                         {"rwkv7-g1-0.1b.pth", "rwkv7-g1-0.1b"}}) {
     config.model.path = path;
-    EXPECT_EQ(config.ModelName(), name);
+    EXPECT_EQ(config.model.Name(), name);
   }
   config.model.name = "mine";
-  EXPECT_EQ(config.ModelName(), "mine");
+  EXPECT_EQ(config.model.Name(), "mine");
 }
 
 }  // namespace

@@ -1,0 +1,149 @@
+#include "server/model_manager.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/units.h"
+#include "server/log.h"
+#include "server/memory_room.h"
+#include "server/model_files.h"
+#include "server/status.h"
+
+namespace skein::server {
+namespace {
+
+constexpr size_t kMaxName = 128;
+
+absl::Status NameTaken(const std::string& name) {
+  return base::MakeStatus(
+      absl::StatusCode::kAlreadyExists, "MODEL_EXISTS",
+      absl::StrCat("a model '", name, "' is served; set replace to take its place"));
+}
+
+}  // namespace
+
+ModelManager::~ModelManager() {
+  std::thread thread;
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    thread.swap(thread_);
+  }
+  if (thread.joinable()) thread.join();
+}
+
+absl::Status ModelManager::LoadNow(const ModelSource& source,
+                                   std::function<void(double)> progress) {
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  SKEIN_ASSIGN_OR_RETURN(
+      std::unique_ptr<ServedInstance> instance,
+      LoadInstance(source, {*config, conversations_, metrics_}, std::move(progress)));
+  if (!lifecycle_.Serve(&instance, /*replace=*/false)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("models: two models have the name '", instance->name(), "'"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::CheckName(const std::string& name, bool replace) const {
+  FieldViolations bad;
+  CheckId(name, "name", kMaxName, /*allow_empty=*/false, &bad);
+  SKEIN_RETURN_IF_ERROR(bad.ToStatus());
+  if (!replace && models_.Find(name) != nullptr) return NameTaken(name);
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::Load(ModelSource source, bool replace,
+                                std::shared_ptr<LoadListener> listener) {
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  SKEIN_ASSIGN_OR_RETURN(source.path, FindModelFile(source.path, config->control.model_folders));
+  SKEIN_RETURN_IF_ERROR(CheckName(source.Name(), replace));
+  if (source.weights.empty()) source.weights = "auto";
+  if (source.weights != "auto" && source.weights != "bf16" && source.weights != "fp32") {
+    return BadField("weights", "must be auto, bf16 or fp32");
+  }
+  source.vocabulary = config->model.vocabulary;
+  absl::MutexLock lock(&mu_);
+  if (loading_) {
+    return base::MakeStatus(absl::StatusCode::kAborted, "LOAD_IN_PROGRESS",
+                            "another model is being loaded; one at a time");
+  }
+  if (stopping_) {
+    return base::MakeStatus(absl::StatusCode::kUnavailable, "DRAINING", "the server is stopping");
+  }
+  if (thread_.joinable()) thread_.join();  // it has ended: loading_ is false
+  loading_ = true;
+  thread_ = std::thread(
+      [this, source = std::move(source), replace, listener = std::move(listener)]() mutable {
+        LogLine(LogLevel::kInfo, "loading").With("path", source.path).With("model", source.Name());
+        const absl::StatusOr<v1::Model> model = LoadInto(source, replace, listener.get());
+        LogLine line(model.ok() ? LogLevel::kInfo : LogLevel::kWarning,
+                     model.ok() ? "the model is live" : "the model was not loaded");
+        line.With("path", source.path).With("model", source.Name());
+        if (!model.ok()) line.With("error", std::string(model.status().message()));
+        {
+          absl::MutexLock lock(&mu_);
+          loading_ = false;
+        }
+        listener->OnLoaded(model);
+        listener.reset();
+      });
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::CheckRoom(const ModelSource& source, const ServerConfig& config) const {
+  SKEIN_ASSIGN_OR_RETURN(const int64_t needed, EstimateBytes(source, config));
+  const int64_t room = MemoryRoom(config.control.memory_bytes);
+  if (needed <= room) return absl::OkStatus();
+  return base::MakeStatus(
+      absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
+      absl::StrCat("the model needs up to ", base::FormatBytes(needed), " beside what is loaded; ",
+                   base::FormatBytes(std::max<int64_t>(room, 0)),
+                   " are left: unload one, or use fewer slots or bf16"));
+}
+
+absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool replace,
+                                                 LoadListener* listener) {
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  SKEIN_RETURN_IF_ERROR(CheckRoom(source, *config));
+  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<ServedInstance> instance,
+                         LoadInstance(source, {*config, conversations_, metrics_},
+                                      [listener](double f) { listener->OnProgress(f); }));
+  v1::Model description = instance->description;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_ || !listener->Wanted()) {
+      return absl::CancelledError("the load was cancelled before the model went live");
+    }
+  }
+  // Limits may have been reloaded meanwhile.
+  instance->engine->SetLimits(config_.Get()->ToEngineOptions());
+  if (!lifecycle_.Serve(&instance, replace)) return NameTaken(source.Name());
+  description.set_is_default(models_.default_name() == description.name());
+  return description;
+}
+
+bool ModelManager::loading() const {
+  absl::MutexLock lock(&mu_);
+  return loading_;
+}
+
+absl::StatusOr<ModelManager::Unloaded> ModelManager::Unload(const std::string& name, bool force) {
+  if (name.empty()) return BadField("name", "is empty");
+  absl::MutexLock lock(&unload_mu_);
+  Unloaded unloaded;
+  SKEIN_ASSIGN_OR_RETURN(unloaded.instance, models_.Resolve(name));
+  if (!force && models_.default_name() == name) {
+    return Precondition(
+        "DEFAULT_MODEL", name,
+        absl::StrCat("model '", name,
+                     "' serves the requests that name none; set force to unload it"));
+  }
+  models_.Remove(name);
+  unloaded.default_model = models_.default_name();
+  LogLine(LogLevel::kInfo, "model unloaded").With("model", name);
+  return unloaded;
+}
+
+}  // namespace skein::server

@@ -1,0 +1,79 @@
+#pragma once
+// Loads and unloads models while the server serves. One load at a time, on a thread of its own.
+// Thread-safe.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "server/lifecycle.h"
+#include "server/live_config.h"
+#include "server/model_registry.h"
+
+namespace skein::server {
+
+// Who asked for a load. Called on the loading thread; must not block.
+class LoadListener {
+ public:
+  virtual ~LoadListener() = default;
+  virtual void OnProgress(double fraction) = 0;
+  // Exactly once, last.
+  virtual void OnLoaded(const absl::StatusOr<v1::Model>& model) = 0;
+  // False: nobody waits any more, so the model does not go live.
+  virtual bool Wanted() const = 0;
+};
+
+class ModelManager {
+ public:
+  // All outlive it.
+  ModelManager(const LiveConfig& config, engine::ConversationStore& conversations, Metrics& metrics,
+               ModelRegistry& models, Lifecycle& lifecycle)
+      : config_(config),
+        conversations_(conversations),
+        metrics_(metrics),
+        models_(models),
+        lifecycle_(lifecycle) {}
+  // Waits for a load that is under way; its model does not go live.
+  ~ModelManager();
+
+  // At start, on the caller's thread: from anywhere, without asking for room first.
+  absl::Status LoadNow(const ModelSource& source, std::function<void(double)> progress);
+
+  // Refuses at once (ABORTED: another load runs; ALREADY_EXISTS; NOT_FOUND; INVALID_ARGUMENT), or
+  // tells the listener how it goes.
+  absl::Status Load(ModelSource source, bool replace, std::shared_ptr<LoadListener> listener);
+  bool loading() const;
+
+  struct Unloaded {
+    std::shared_ptr<ServedInstance> instance;  // until its last request has ended
+    std::string default_model;
+  };
+  // NOT_FOUND, FAILED_PRECONDITION (the default, without force).
+  absl::StatusOr<Unloaded> Unload(const std::string& name, bool force);
+
+ private:
+  absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
+                                     LoadListener* listener);
+  absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config) const;
+  absl::Status CheckName(const std::string& name, bool replace) const;
+
+  // Constant after construction, with their own synchronisation.
+  const LiveConfig& config_;
+  engine::ConversationStore& conversations_;
+  Metrics& metrics_;
+  ModelRegistry& models_;
+  Lifecycle& lifecycle_;
+
+  mutable absl::Mutex mu_;
+  bool loading_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_ ABSL_GUARDED_BY(mu_);  // of the last load
+  absl::Mutex unload_mu_;                    // two callers must not both find another default
+};
+
+}  // namespace skein::server

@@ -1,0 +1,406 @@
+"""Control: models loaded, replaced and unloaded while requests run; load, drain, reload; probes over HTTP."""
+
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from checkpoint import write_tiny_checkpoint
+from client import ENDLESS, Client, Running, Turn, details, expect_error, fresh_id
+from daemon import BUILD, environment
+from google.protobuf import duration_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_metrics import scrape, series
+
+SKEIN = BUILD / "bin" / "skein"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of other weights than `model`, in a folder that the server may load from."""
+    models = tmp_path / "checkpoints"
+    models.mkdir()
+    write_tiny_checkpoint(models / "second.safetensors", seed=2)
+    write_tiny_checkpoint(models / "third.safetensors", seed=3)
+    return models
+
+
+@pytest.fixture
+def control(start, pb, folder):
+    """(daemon, client) of a server that may load from `folder`."""
+    daemon = start({"control.model_folders": str(folder)})
+    return daemon, Client(pb, daemon.channel)
+
+
+def load(client, path, **fields):
+    """All events of a LoadModel."""
+    return list(client.control.LoadModel(client.pb.control.LoadModelRequest(path=path, **fields), timeout=60))
+
+
+def get_load(client):
+    return client.control.GetLoad(client.pb.control.GetLoadRequest())
+
+
+def models_by_name(client):
+    return {m.name: m for m in client.info.ListModels(client.pb.info.ListModelsRequest()).models}
+
+
+def probe(daemon, path):
+    """(status, body) of a GET beside /metrics."""
+    url = daemon.metrics.replace("/metrics", path)
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
+
+
+# Loading beside what is served.
+
+def test_a_second_model_beside_the_first(control, pb):
+    daemon, client = control
+    first = client.generate("hello", max_tokens=16).ids
+    events = load(client, "second.safetensors", name="other")
+    assert events[-1].WhichOneof("event") == "model"
+    model = events[-1].model
+    assert model.name == "other" and not model.is_default
+    progress = [e.progress.fraction for e in events[:-1]]
+    assert progress == sorted(progress) and all(0 <= f <= 1 for f in progress)
+    listed = list(client.info.ListModels(pb.info.ListModelsRequest()).models)
+    assert [(m.name, m.is_default) for m in listed] == [("tiny", True), ("other", False)]
+    assert listed[0].fingerprint != listed[1].fingerprint
+    # Each answers with its own weights; unnamed requests get the default.
+    other = client.generate("hello", max_tokens=16, model="other").ids
+    assert other != first
+    assert client.generate("hello", max_tokens=16, model="tiny").ids == first
+    assert client.generate("hello", max_tokens=16).ids == first
+    names = {k for k in series(scrape(daemon)) if k.startswith("skein_slots{")}
+    assert names == {'skein_slots{model="tiny"}', 'skein_slots{model="other"}'}
+
+
+def test_models_of_the_configuration(start, pb, model, folder):
+    daemon = start({"models": f"[{{path: {folder}/second.safetensors}}, {{path: {folder}/third.safetensors, name: x}}]"})
+    client = Client(pb, daemon.channel)
+    assert list(models_by_name(client)) == ["tiny", "second", "x"]
+    assert client.generate("a", model="x").ids != client.generate("a", model="second").ids
+
+
+def test_unknown_model_is_told_what_there_is(control):
+    _, client = control
+    load(client, "second.safetensors")
+    error = expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.stream("x", model="nobody"))
+    info = details(error)["ErrorInfo"]
+    assert info.reason == "MODEL_NOT_FOUND" and info.metadata["served"] == "second,tiny"
+
+
+# Replacing under load: what a freshly trained checkpoint needs.
+
+def test_replace_under_load_drops_nothing(control, pb):
+    daemon, client = control
+    old = client.generate("the question", max_tokens=12).ids
+    stop = threading.Event()
+    answers, errors = [], []
+
+    def ask():
+        mine = Client(pb, daemon.new_channel())
+        while not stop.is_set():
+            try:
+                answers.append(tuple(mine.generate("the question", max_tokens=12).ids))
+            except grpc.RpcError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    new = None
+    for round_ in range(6):
+        before = len(answers)
+        until(lambda: len(answers) > before + 10)  # noqa: B023
+        name = ["second", "third"][round_ % 2]
+        load(client, f"{name}.safetensors", name="tiny", replace=True)
+        new = client.generate("the question", max_tokens=12).ids
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not errors, errors[0]
+    assert new != old
+    # Every answer is one model's, never a mixture.
+    assert len(set(answers)) == 3 and tuple(old) in answers and tuple(new) in answers
+    until(lambda: len(get_load(client).models) == 1)
+
+
+def test_what_runs_ends_on_the_old_model(control, pb):
+    _, client = control
+    whole = client.generate("x", max_tokens=3000).ids
+    running = Running(client.stream("x", max_tokens=3000))
+    load(client, "second.safetensors", name="tiny", replace=True)
+    after = client.generate("x", max_tokens=3000).ids
+    turn = running.end()
+    assert turn.ids == whole and turn.finished.reason == pb.gen.FINISH_REASON_LENGTH
+    assert after != whole
+
+
+def test_the_old_engine_goes_with_its_last_request(start, pb, folder, steady_model):
+    daemon = start({"control.model_folders": str(folder)}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("x", max_tokens=ENDLESS))
+    old = models_by_name(client)["steady"].fingerprint
+    load(client, "second.safetensors", name="steady", replace=True)
+    retired = [m for m in get_load(client).models if m.retired]
+    assert [(m.name, m.fingerprint, m.running) for m in retired] == [("steady", old, 1)]
+    threads = series(scrape(daemon))["process_threads"]
+    running.cancel()
+    until(lambda: not any(m.retired for m in get_load(client).models))
+    until(lambda: series(scrape(daemon))["process_threads"] < threads)
+
+
+def test_conversations_go_on_by_the_rule_for_other_weights(control, pb):
+    _, client = control
+    conversation = fresh_id()
+    first = client.generate("one", conversation=conversation, create_if_missing=True)
+    load(client, "second.safetensors", name="tiny", replace=True)
+    error = expect_error(grpc.StatusCode.FAILED_PRECONDITION, lambda: client.stream("two", conversation=conversation))
+    assert details(error)["ErrorInfo"].reason == "MODEL_MISMATCH"
+    turn = client.generate("two", conversation=conversation, on_model_mismatch=pb.gen.ON_MODEL_MISMATCH_REBUILD)
+    # As if the new model had read it all from the start.
+    ids = [b + 1 for b in b"one"] + first.ids + [b + 1 for b in b"two"]
+    assert turn.ids == client.generate(ids=ids).ids
+
+
+def test_cancelling_a_load_changes_nothing(control, pb):
+    _, client = control
+    before = models_by_name(client)["tiny"].fingerprint
+    for _ in range(5):
+        call = client.control.LoadModel(pb.control.LoadModelRequest(path="second.safetensors", name="tiny",
+                                                                    replace=True))
+        call.cancel()
+        until(lambda: not get_load(client).loading)
+        if models_by_name(client)["tiny"].fingerprint == before:
+            return
+        load(client, "third.safetensors", name="tiny", replace=True)  # it was faster: try again
+        before = models_by_name(client)["tiny"].fingerprint
+    raise AssertionError("cancelled five times, loaded five times")
+
+
+# What is refused.
+
+def test_only_files_in_the_folders(control, folder, tmp_path, model):
+    _, client = control
+    (folder / "link.safetensors").symlink_to(model)
+    (folder / "folder.safetensors").mkdir()
+    outside = tmp_path / "outside.safetensors"
+    shutil.copy(model, outside)
+    for path in ["missing.safetensors", "../outside.safetensors", str(outside), str(model), "link.safetensors",
+                 "folder.safetensors", "/etc/passwd", ".", "..", "checkpoints/../../outside.safetensors"]:
+        error = expect_error(grpc.StatusCode.NOT_FOUND, lambda: load(client, path))  # noqa: B023
+        assert details(error)["ErrorInfo"].reason == "MODEL_FILE_NOT_FOUND"
+        assert path in error.details() and "control.model_folders" in error.details()
+    assert list(models_by_name(client)) == ["tiny"]
+    # An absolute path into the folder is fine, and so is one with detours that stays inside.
+    load(client, str(folder / "second.safetensors"))
+    load(client, f"../{folder.name}/third.safetensors")
+
+
+def test_bad_requests_to_load(control, folder):
+    _, client = control
+    for fields, field in [({"path": ""}, "path"), ({"path": "second.safetensors", "weights": "int3"}, "weights"),
+                          ({"path": "second.safetensors", "name": "a\nb"}, "name"),
+                          ({"path": "second.safetensors", "name": "n" * 129}, "name")]:
+        error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: load(client, **fields))  # noqa: B023
+        assert details(error)["BadRequest"].field_violations[0].field == field
+    error = expect_error(grpc.StatusCode.ALREADY_EXISTS, lambda: load(client, "second.safetensors", name="tiny"))
+    assert details(error)["ErrorInfo"].reason == "MODEL_EXISTS"
+    (folder / "broken.safetensors").write_bytes(b"not a checkpoint")
+    error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: load(client, "broken.safetensors"))
+    assert "broken.safetensors" in error.details()
+    assert list(models_by_name(client)) == ["tiny"]
+    assert client.generate("still there").ids
+
+
+def test_no_folders_no_loading(start, pb):
+    daemon = start({"control.model_folders": "[]"})
+    client = Client(pb, daemon.channel)
+    error = expect_error(grpc.StatusCode.FAILED_PRECONDITION, lambda: load(client, "x.safetensors"))
+    assert "control.model_folders" in error.details()
+
+
+def test_no_room_beside_what_is_loaded(start, pb, folder):
+    daemon = start({"control.model_folders": str(folder), "control.memory": "32MiB"})
+    client = Client(pb, daemon.channel)
+    error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: load(client, "second.safetensors"))
+    assert details(error)["ErrorInfo"].reason == "MODEL_MEMORY" and "MiB" in error.details()
+    assert list(models_by_name(client)) == ["tiny"]
+
+
+# Unloading.
+
+def test_unload(control, pb):
+    _, client = control
+    c = pb.control
+    load(client, "second.safetensors")
+    running = Running(client.stream("x", max_tokens=ENDLESS, model="second"))
+    answer = client.control.UnloadModel(c.UnloadModelRequest(name="second"))
+    assert answer.running == 1 and answer.default_model == "tiny"
+    expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.stream("x", model="second"))
+    before = len(running.events)
+    until(lambda: len(running.events) > before)  # it goes on
+    running.cancel()
+    expect_error(grpc.StatusCode.NOT_FOUND, lambda: client.control.UnloadModel(c.UnloadModelRequest(name="second")))
+    expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: client.control.UnloadModel(c.UnloadModelRequest()))
+
+
+def test_unload_the_default_only_by_force(control, pb):
+    daemon, client = control
+    c = pb.control
+    error = expect_error(grpc.StatusCode.FAILED_PRECONDITION,
+                         lambda: client.control.UnloadModel(c.UnloadModelRequest(name="tiny")))
+    assert details(error)["ErrorInfo"].reason == "DEFAULT_MODEL"
+    load(client, "second.safetensors")
+    answer = client.control.UnloadModel(c.UnloadModelRequest(name="tiny", force=True))
+    assert answer.default_model == "second"
+    assert client.generate("x").ids == client.generate("x", model="second").ids
+    # Without any model: not ready, refused, and served again after a load.
+    assert client.control.UnloadModel(c.UnloadModelRequest(name="second", force=True)).default_model == ""
+    assert probe(daemon, "/readyz") == (503, "no model\n")
+    error = expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("x"))
+    assert details(error)["ErrorInfo"].reason == "LOADING" and "RetryInfo" in details(error)
+    load(client, "third.safetensors")
+    assert probe(daemon, "/readyz") == (200, "ready\n")
+    assert client.generate("x").ids
+
+
+# Load.
+
+def test_get_load(start, pb, steady_model):
+    daemon = start({"engine.slots": 2}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    idle = get_load(client)
+    assert idle.serving and not idle.draining and not idle.loading and idle.not_serving_reason == ""
+    [m] = idle.models
+    assert (m.name, m.is_default, m.retired) == ("steady", True, False)
+    assert (m.running, m.waiting, m.slots, m.slots_used) == (0, 0, 2, 0)
+    assert m.bytes > 2_000_000 and m.fingerprint == models_by_name(client)["steady"].fingerprint
+    running = [Running(client.stream("x", max_tokens=ENDLESS)) for _ in range(2)]
+    queued = client.stream("yyyyy", max_tokens=4, timeout=60)
+    next(queued)
+    until(lambda: get_load(client).models[0].tokens_per_second > 5)
+    [m] = get_load(client).models
+    assert (m.running, m.waiting, m.waiting_tokens, m.slots_used) == (2, 1, 5, 2)
+    assert m.queue_age.ToTimedelta().total_seconds() > 0
+    assert m.retry_delay.ToTimedelta().total_seconds() > 0
+    for one in running:
+        one.cancel()
+    list(queued)
+    until(lambda: get_load(client).models[0].requests_per_second > 0)
+
+
+# Drain and Undrain.
+
+def test_drain_and_undrain(start, pb, steady_model):
+    daemon = start(model=steady_model)
+    client = Client(pb, daemon.channel)
+    c = pb.control
+    health = health_pb2_grpc.HealthStub(daemon.channel)
+    running = Running(client.stream("x", max_tokens=1000))
+    answer = client.control.Drain(c.DrainRequest())
+    assert (answer.running, answer.waiting) == (1, 0)
+    # At once, not at the next look around.
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert probe(daemon, "/readyz") == (503, "draining\n")
+    assert probe(daemon, "/healthz") == (200, "ok\n")
+    error = expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("y"))
+    assert details(error)["ErrorInfo"].reason == "DRAINING" and "RetryInfo" in details(error)
+    found = get_load(client)
+    assert found.draining and not found.serving and found.not_serving_reason == "draining"
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_LENGTH
+    assert daemon.process.poll() is None
+    client.control.Undrain(c.UndrainRequest())
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+    assert probe(daemon, "/readyz") == (200, "ready\n")
+    assert client.generate("y").ids
+
+
+def test_drain_with_a_limit_ends_what_runs(control, pb, folder):
+    _, client = control
+    c = pb.control
+    running = Running(client.stream("x", max_tokens=ENDLESS))
+    client.control.Drain(c.DrainRequest(timeout=duration_pb2.Duration(nanos=200_000_000)))
+    # A model that is loaded meanwhile drains too.
+    load(client, "second.safetensors")
+    expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("x", model="second"))
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
+    client.control.Undrain(c.UndrainRequest())
+    assert client.generate("x").ids and client.generate("x", model="second").ids
+    expect_error(grpc.StatusCode.INVALID_ARGUMENT,
+                 lambda: client.control.Drain(c.DrainRequest(timeout=duration_pb2.Duration(seconds=-1))))
+
+
+# A stall.
+
+def test_a_stalled_engine_is_not_serving_and_recovers(start, pb, steady_model):
+    # Long steps instead of a fault: a whole chunk of 2,048 tokens takes far longer than the limit.
+    daemon = start({"engine.stall": "100ms", "engine.max_step_tokens": 2048, "engine.max_prefill_chunk": 2048,
+                    "engine.target_inter_token": "60s", "engine.slots": 1}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    health = health_pb2_grpc.HealthStub(daemon.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=100)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    request = client.stream("x" * 60000, max_tokens=1, timeout=100)
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    daemon.wait_for_line("an engine has stalled")
+    Turn(request)
+    while next(watch).status != health_pb2.HealthCheckResponse.SERVING:
+        pass
+    assert probe(daemon, "/healthz") == (200, "ok\n") and probe(daemon, "/readyz") == (200, "ready\n")
+
+
+# HTTP.
+
+def test_http_paths(shared):
+    assert probe(shared, "/healthz") == (200, "ok\n")
+    assert probe(shared, "/readyz") == (200, "ready\n")
+    assert probe(shared, "/")[0] == 404 and probe(shared, "/metrics/x")[0] == 404
+    assert "skein_build_info" in probe(shared, "/metrics")[1]
+    url = shared.metrics.replace("/metrics", "/healthz")
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+        assert answer.status == 200 and answer.read() == b"" and answer.headers["Content-Length"] == "3"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10)
+    assert caught.value.code == 405
+
+
+# The command line.
+
+def test_skein_operates_a_server(control):
+    daemon, _ = control
+
+    def skein(*arguments, code=0):
+        result = subprocess.run([SKEIN, *arguments, "--server", daemon.address], env=environment(), timeout=60,
+                                capture_output=True, text=True)
+        assert result.returncode == code, result
+        return result.stdout + result.stderr
+
+    assert "tiny (default): RWKV-7" in skein("models", "list")
+    assert "second is live: RWKV-7" in skein("models", "load", "second.safetensors")
+    assert "MODEL_EXISTS" in skein("models", "load", "second.safetensors", code=5)
+    assert '"model":{"name":"second"' in skein("models", "load", "second.safetensors", "--replace", "--json")
+    out = skein("server", "load")
+    assert "serving" in out and "tiny (default): 0 running, 0 waiting" in out
+    assert "unloaded second, 0 requests" in skein("models", "unload", "second")
+    assert "no file 'x'" in skein("models", "load", "x", code=4)
+    assert "draining: 0 running, 0 waiting" in skein("server", "drain", "--timeout", "5")
+    assert "not serving: draining" in skein("server", "load")
+    assert "serving again" in skein("server", "undrain")
+    assert "in force: nothing" in skein("server", "reload")
+    assert '"applied":[]' in skein("server", "reload", "--json")

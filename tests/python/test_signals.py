@@ -1,0 +1,314 @@
+"""Signals, reload, and a machine that runs out of things: log space, descriptors."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+
+import grpc
+import pytest
+from client import ENDLESS, Client, Running, details, expect_error
+from daemon import SKEIND, environment
+from test_control import until
+from test_metrics import scrape, series
+
+RELOADED = "configuration reloaded"
+NOT_RELOADED = "was not reloaded"
+
+
+class Config:
+    """A config file that a running daemon was started with."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def write(self, text):
+        new = self.path.with_suffix(".new")
+        new.write_text(text)
+        new.rename(self.path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(tmp_path / "config.yaml")
+
+
+def limits(client):
+    return client.info.GetServerInfo(client.pb.info.GetServerInfoRequest()).limits
+
+
+def reload_by(how, daemon, client):
+    """Reloads; the (applied, ignored) keys, as the log tells them too."""
+    if how == "SIGHUP":
+        before = daemon.log().count(RELOADED)
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: daemon.log().count(RELOADED) > before)
+        line = [line for line in daemon.lines if RELOADED in line][-1]
+        found = {}
+        for name in ["applied", "ignored"]:
+            value = line.split(f" {name}=")[1].split(" ")[0].strip('"')
+            found[name] = [key for key in value.split(",") if key]
+        return found["applied"], found["ignored"]
+    answer = client.control.ReloadConfig(client.pb.control.ReloadConfigRequest())
+    return list(answer.applied), list(answer.ignored)
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "ReloadConfig"])
+def test_reload_takes_what_can_change(start, pb, config, how):
+    config.write("limits:\n  queued: 7\n")
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    assert limits(client).max_queued == 7
+    old = [k for k in series(scrape(daemon)) if k.startswith("skein_config_info")]
+    assert reload_by(how, daemon, client) == ([], [])
+    config.write("limits:\n  queued: 8\n  stop_strings: 2\nengine:\n  slots: 3\ndefaults:\n  max_tokens: 5\n"
+                 "log:\n  level: debug\n")
+    applied, ignored = reload_by(how, daemon, client)
+    assert sorted(applied) == ["defaults.max_tokens", "limits.queued", "limits.stop_strings", "log.level"]
+    assert ignored == ["engine.slots"]
+    assert "engine.slots" in daemon.wait_for_line("take a restart")
+    found = limits(client)
+    assert (found.max_queued, found.max_stop_strings) == (8, 2)
+    assert client.info.GetServerInfo(pb.info.GetServerInfoRequest()).slots == 64
+    # In force: the default, the limit, the level of the log.
+    g = pb.gen
+    turn = client.generate("x", stopping=g.Stopping(ignore_eos=True))
+    assert turn.finished.usage.completion_tokens == 5
+    error = expect_error(grpc.StatusCode.INVALID_ARGUMENT,
+                         lambda: client.stream("x", stopping=g.Stopping(stop_strings=["a", "b", "c"])))
+    assert details(error)["BadRequest"].field_violations[0].field == "stopping.stop_strings"
+    client.info.ListModels(pb.info.ListModelsRequest())
+    daemon.wait_for_line("ListModels")
+    values = series(scrape(daemon))
+    assert values["skein_config_last_reload_successful"] == 1
+    assert old != [k for k in values if k.startswith("skein_config_info")]
+
+
+def test_the_queue_obeys_its_new_limit(start, pb, config, steady_model):
+    config.write("limits:\n  queued: 1\n")
+    daemon = start({"engine.slots": 1}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("x", max_tokens=ENDLESS))
+    waiting = [client.stream("y", max_tokens=1, timeout=60)]
+    next(waiting[0])
+    error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: client.stream("z"))
+    assert details(error)["ErrorInfo"].reason == "QUEUE_FULL"
+    config.write("limits:\n  queued: 2\n")
+    assert reload_by("ReloadConfig", daemon, client) == (["limits.queued"], [])
+    waiting.append(client.stream("z", max_tokens=1, timeout=60))
+    next(waiting[1])
+    running.cancel()
+    for stream in waiting:
+        assert list(stream)[-1].WhichOneof("event") == "finished"
+
+
+@pytest.mark.parametrize("text,word", [
+    ("limits:\n  queud: 8\n", "limits.queued"),
+    ("limits:\n  queued: many\n", "config.yaml:2"),
+    ("listen: [\n", "config.yaml"),
+    ("defaults:\n  max_tokens: 2000000000\n", "defaults.max_tokens"),
+    ("listen:\n  tls: {certificate: /nowhere.pem, key: /nowhere.key}\n", "/nowhere"),
+])
+def test_a_broken_file_changes_nothing(start, pb, config, text, word):
+    config.write("limits:\n  queued: 7\n")
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    config.write("limits:\n  queued: 9\n" + text.replace("limits:\n", ""))
+    daemon.process.send_signal(signal.SIGHUP)
+    line = daemon.wait_for_line(NOT_RELOADED)
+    assert word in line and "nothing has changed" in line
+    error = expect_error(grpc.StatusCode.INVALID_ARGUMENT,
+                         lambda: client.control.ReloadConfig(pb.control.ReloadConfigRequest()))
+    assert details(error)["ErrorInfo"].reason == "CONFIG_INVALID" and word in error.details()
+    assert limits(client).max_queued == 7
+    assert series(scrape(daemon))["skein_config_last_reload_successful"] == 0
+    assert client.generate("x").ids
+    # Mended, it is taken.
+    config.write("limits:\n  queued: 9\n")
+    assert reload_by("SIGHUP", daemon, client) == (["limits.queued"], [])
+    assert series(scrape(daemon))["skein_config_last_reload_successful"] == 1
+    assert limits(client).max_queued == 9
+
+
+def test_the_command_line_still_wins_after_a_reload(start, pb, config):
+    config.write("limits:\n  queued: 7\n")
+    daemon = start({"limits.queued": 5})
+    client = Client(pb, daemon.channel)
+    config.write("limits:\n  queued: 8\n  forks: 3\n")
+    assert reload_by("ReloadConfig", daemon, client) == (["limits.forks"], [])
+    assert limits(client).max_queued == 5
+
+
+def test_reload_while_requests_run(start, pb, config):
+    config.write("")
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("x", max_tokens=20000))
+    for i in range(20):
+        config.write(f"limits:\n  queued: {100 + i}\ndefaults:\n  top_k: {i}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert client.generate("y").ids
+    until(lambda: limits(client).max_queued == 119)
+    assert running.end().finished.usage.completion_tokens == 20000
+
+
+def test_systemd_hears_of_a_reload(start, config, tmp_path):
+    config.write("")
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(10)
+        daemon = start(env={**environment(), "NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "10000000"})
+        assert listener.recv(100) == b"READY=1"
+        assert listener.recv(100) == b"WATCHDOG=1"
+        daemon.process.send_signal(signal.SIGHUP)
+        heard = []
+        while b"READY=1" not in heard:
+            heard.append(listener.recv(100))
+        heard = [h for h in heard if h != b"WATCHDOG=1"]
+        assert heard[0].startswith(b"RELOADING=1\nMONOTONIC_USEC=") and heard[1:] == [b"READY=1"]
+
+
+# The end.
+
+def test_an_idle_daemon_stops_at_once(start, pb):
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    client.generate("x")
+    scrape(daemon)
+    before = time.monotonic()
+    daemon.terminate()
+    assert daemon.wait() == 0
+    assert time.monotonic() - before < 1
+
+
+def test_sigterm_finishes_accepted_work_within_its_limit(start, pb, steady_model):
+    daemon = start({"engine.slots": 2, "shutdown.drain": "60s"}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    running = [Running(client.stream("x", max_tokens=200)) for _ in range(2)]
+    waiting = client.stream("y", max_tokens=200, timeout=60)
+    next(waiting)  # accepted, though it has no slot yet
+    daemon.terminate()
+    for one in running:
+        assert one.end().finished.usage.completion_tokens == 200
+    last = list(waiting)[-1].finished
+    assert last.reason == pb.gen.FINISH_REASON_LENGTH and last.usage.completion_tokens == 200
+    assert daemon.wait() == 0
+
+
+def test_a_drain_by_control_does_not_hold_up_sigterm(start, pb):
+    daemon = start({"shutdown.drain": "300ms"})
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("x", max_tokens=ENDLESS))
+    client.control.Drain(pb.control.DrainRequest())
+    before = time.monotonic()
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
+    assert daemon.wait() == 0
+    assert time.monotonic() - before < 5
+
+
+def test_no_way_back_after_sigterm(start, pb, steady_model):
+    daemon = start({"shutdown.drain": "60s"}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    running = Running(client.stream("x", max_tokens=ENDLESS))
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    until(lambda: client.control.GetLoad(pb.control.GetLoadRequest()).not_serving_reason == "stopping")
+    error = expect_error(grpc.StatusCode.FAILED_PRECONDITION,
+                         lambda: client.control.Undrain(pb.control.UndrainRequest()))
+    assert details(error)["ErrorInfo"].reason == "STOPPING"
+    daemon.terminate()  # the second is fast
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
+    assert daemon.wait() == 0
+
+
+# A machine that runs out of things.
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class Blind:
+    """A daemon whose log nobody can read, so its ports are chosen here."""
+
+    def __init__(self, model, cwd, stderr, settings=None):
+        self.address = f"127.0.0.1:{free_port()}"
+        self.metrics = f"http://127.0.0.1:{free_port()}/metrics"
+        command = [str(SKEIND), "--model", str(model)]
+        merged = {"listen.address": self.address, "listen.metrics": self.metrics.split("/")[2], "cpu.threads": 1,
+                  **(settings or {})}
+        for key, value in merged.items():
+            command += ["--set", f"{key}={value}"]
+        self.process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+        self.channel = grpc.insecure_channel(self.address)
+        grpc.channel_ready_future(self.channel).result(30)
+
+    def end(self):
+        """Exit code after SIGTERM."""
+        self.channel.close()
+        self.process.terminate()
+        try:
+            return self.process.wait(15)
+        finally:
+            self.process.kill()
+
+
+def test_a_full_log_disk(model, tmp_path, pb):
+    with open("/dev/full", "w") as full:
+        daemon = Blind(model, tmp_path, full)
+    client = Client(pb, daemon.channel)
+    for i in range(20):
+        assert client.generate(f"request {i}").ids
+    assert series(scrape(daemon))["skein_log_lines_lost_total"] >= 20
+    assert daemon.end() == 0
+
+
+def test_a_log_that_nobody_reads(model, tmp_path, pb):
+    reading, writing = os.pipe()
+    daemon = Blind(model, tmp_path, writing, {"log.level": "debug"})
+    os.close(writing)
+    client = Client(pb, daemon.channel)
+    # Far more than a pipe holds.
+    for _ in range(800):
+        client.info.ListModels(pb.info.ListModelsRequest(), timeout=5)
+    assert client.generate("x").ids
+    assert series(scrape(daemon))["skein_log_lines_lost_total"] > 0
+    assert daemon.end() == 0
+    os.close(reading)
+
+
+def test_exhausted_descriptors(start, pb):
+    daemon = start({"listen.max_connections": 4096})
+    client = Client(pb, daemon.channel)
+    assert client.generate("x").ids
+    pid = daemon.process.pid
+    open_now = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 8, open_now + 8))
+    host, port = daemon.address.split(":")
+    idle = []
+    for _ in range(64):
+        connection = socket.create_connection((host, int(port)), timeout=5)
+        idle.append(connection)
+    # Who is connected is served, the loader and the reload say what is wrong, nobody dies.
+    for _ in range(5):
+        assert client.generate("y").ids
+    assert daemon.process.poll() is None
+    for connection in idle:
+        connection.close()
+    until(lambda: len(os.listdir(f"/proc/{pid}/fd")) < open_now + 4)
+
+    def served_on_a_new_connection():
+        with daemon.new_channel() as channel:
+            try:
+                return Client(pb, channel).generate("z", timeout=5).ids != []
+            except grpc.RpcError:
+                return False
+
+    until(served_on_a_new_connection, 30)
+    daemon.terminate()
+    assert daemon.wait() == 0
