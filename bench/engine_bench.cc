@@ -4,7 +4,8 @@
 // time of a decode step after 100 and after 100,000 tokens: a recurrent state does not grow. The
 // hash is of the greedy tokens; it changes when the numbers do.
 //
-//   engine_bench [--shape tiny|0.1B] [--threads N] [--tier NAME] [--fp32] [--rows 1,4,16,64]
+//   engine_bench [--shape tiny|0.1B] [--threads N] [--tier NAME] [--weights bf16|fp32|int8] [--rows
+//   1,4,16,64]
 //   [--steps 40]
 //                [--json FILE]
 
@@ -38,7 +39,7 @@ constexpr RandomShape kTiny{4, 128, 32, 257, 512, 32, 32, 32, 32, 1};
 struct Options {
   std::string shape = "0.1B", tier, json;
   int threads = 0, steps = 40;
-  bool fp32 = false;
+  DType weights = DType::kBF16;
   std::vector<int> rows = {1, 4, 16, 64};
 };
 
@@ -115,8 +116,9 @@ class EngineBench {
     }
     LoadRandom();
     stream_ = device_->NewStream();
-    bandwidth_ = bench::ReadBandwidth(*stream_, int64_t{256} << 20);
-    peak_ = bench::PeakFlops(*stream_);
+    bandwidth_ = bench::ReadBandwidth(*device_, *stream_, int64_t{256} << 20);
+    peak_ = bench::PeakFlops(
+        *stream_, options.weights != DType::kF32 && device_->info().tier == "avx512bf16");
     EngineOptions engine;
     engine.slots = most_rows_;
     engine.max_step_tokens = kStepTokens;
@@ -129,10 +131,9 @@ class EngineBench {
   }
 
   nlohmann::json Run(bool run_context) {
-    std::printf("%s\n%s weights, tier %s, %d threads; read %.1f GB/s, fp32 peak %.0f GFLOP/s\n",
-                model_->config().ToString().c_str(), options_.fp32 ? "fp32" : "bf16",
-                device_->info().tier.c_str(), device_->info().threads, bandwidth_ / 1e9,
-                peak_ / 1e9);
+    std::printf("%s\n%s weights, tier %s, %d threads; read %.1f GB/s, peak %.0f GFLOP/s\n",
+                model_->config().ToString().c_str(), Weights(), device_->info().tier.c_str(),
+                device_->info().threads, bandwidth_ / 1e9, peak_ / 1e9);
     std::printf("%-24s %12s %12s %7s  %s\n", "", "measured", "floor", "ratio", "hash");
     for (const int rows : options_.rows) Decode(rows);
     Prefill(256);
@@ -141,7 +142,7 @@ class EngineBench {
     return {{"shape", options_.shape},
             {"tier", device_->info().tier},
             {"threads", device_->info().threads},
-            {"weights", options_.fp32 ? "fp32" : "bf16"},
+            {"weights", Weights()},
             {"read_bytes_per_second", bandwidth_},
             {"peak_flops", peak_},
             {"results", results_}};
@@ -160,7 +161,7 @@ class EngineBench {
       auto checkpoint = Checkpoint::Open(path);
       SKEIN_CHECK(checkpoint.ok());
       ModelOptions load;
-      load.weights = options_.fp32 ? DType::kF32 : DType::kBF16;
+      load.weights = options_.weights;
       load.max_tokens = kStepTokens;
       load.max_rows = load.max_logits = most_rows_;
       auto model = Model::Load(**checkpoint, *device_, load);
@@ -219,10 +220,15 @@ class EngineBench {
   }
   // All weights but the embedding, of which a step reads only a row a token.
   double WeightBytes() const {
-    const double embedding = double(shape_.V) * shape_.C * (options_.fp32 ? 4 : 2);
+    const double embedding =
+        double(shape_.V) * shape_.C * (options_.weights == DType::kF32 ? 4 : 2);
     return static_cast<double>(model_->weight_bytes()) - embedding;
   }
 
+  const char* Weights() const {
+    return options_.weights == DType::kF32 ? "fp32"
+                                           : (options_.weights == DType::kI8 ? "int8" : "bf16");
+  }
   double HeadWeights() const { return double(shape_.V) * shape_.C; }
   double Matrices() const {  // of the blocks
     return static_cast<double>(model_->config().parameters) - 2 * HeadWeights();
@@ -272,8 +278,8 @@ class EngineBench {
     auto snapshot = std::make_shared<StateSnapshot>(
         *store_.Peek({.key = {"", "short"}, .model = Tag()})->snapshot);
     snapshot->consumed = kLong - 1;
-    const auto lease = store_.Acquire(
-        {.key = {"", "long"}, .model = Tag(), .create_if_missing = true});
+    const auto lease =
+        store_.Acquire({.key = {"", "long"}, .model = Tag(), .create_if_missing = true});
     SKEIN_CHECK(lease.ok());
     SKEIN_CHECK(
         store_.Commit(*lease, Request(1, kLong, 0).input, {}, snapshot, "length", "made").ok());
@@ -343,8 +349,13 @@ Options Parse(int argc, char** argv) {
       options.threads = number(value());
     } else if (flag == "--tier") {
       options.tier = value();
-    } else if (flag == "--fp32") {
-      options.fp32 = true;
+    } else if (flag == "--weights") {
+      const std::string name = value();
+      if (name != "bf16" && name != "fp32" && name != "int8") {
+        std::fprintf(stderr, "--weights is bf16, fp32 or int8\n");
+        std::exit(2);
+      }
+      options.weights = name == "fp32" ? DType::kF32 : (name == "int8" ? DType::kI8 : DType::kBF16);
     } else if (flag == "--steps") {
       options.steps = number(value());
     } else if (flag == "--rows") {

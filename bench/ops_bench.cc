@@ -4,9 +4,9 @@
 // rotate over the 12 layers, so they are not in a cache when a layer comes round. The hash of the
 // outputs shows when a change of speed changed the numbers.
 //
-//   ops_bench [--threads N] [--tier NAME] [--tokens 1,4,16,256] [--json FILE]
-//             [--clock thread]   (with --threads 1: time that the thread ran; for a machine that
-//             others use too)
+//   ops_bench [--threads N] [--tier NAME] [--tokens 1,4,16,256]
+//             [--types bf16,int8,fp32] [--json FILE] [--clock thread]   (with --threads 1: time
+//             that the thread ran; for a machine that others use too)
 
 #include <cmath>
 #include <cstdio>
@@ -36,7 +36,12 @@ struct Options {
   int threads = 0;
   std::string tier, json;
   std::vector<int> tokens = {1, 4, 16, 256};
+  std::vector<DType> types = {DType::kBF16, DType::kI8, DType::kF32};
 };
+
+const char* NameOf(DType type) {
+  return type == DType::kBF16 ? "bf16" : (type == DType::kI8 ? "int8" : "fp32");
+}
 
 // A line of the table.
 struct Case {
@@ -47,6 +52,8 @@ struct Case {
   double flops = 0;
   const float* output = nullptr;  // hashed
   int64_t output_floats = 0;
+  int per_step = kL;  // how often a step of the model runs it
+  bool dots = false;  // products of bf16 or int8 weights
 };
 
 // Weights of one layer and the memory that all cases share.
@@ -138,7 +145,7 @@ class Bench {
            ops_.embed({ids_.data(), T, embedding_, dtype, vectors_, vectors_, 1e-5f, kC, normed_},
                       stream_);
          },
-         0, 2 * row, 0, normed_, int64_t{T} * kC});
+         0, 2 * row, 0, normed_, int64_t{T} * kC, 1});
     for (int M : {6, 1}) {
       cases->push_back({"add_norm_mix " + std::to_string(M),
                         [=, this](int l) {
@@ -155,7 +162,7 @@ class Bench {
                             {ids_.data(), T, kC, x_, delta_, vectors_, vectors_, 1e-5f, normed_},
                             stream_);
                       },
-                      0, 3 * row, 0, normed_, int64_t{T} * kC});
+                      0, 3 * row, 0, normed_, int64_t{T} * kC, 1});
   }
 
   MatmulParams Product(const float* x, int T, const PackedMatrix& w, float* y,
@@ -183,7 +190,7 @@ class Bench {
       const std::vector<PackedMatrix> weights = Weights(layers, O, K, dtype);
       for (int l = 0; l < layers; ++l)
         groups[l].push_back(Product(inputs[i], T, weights[l], outputs[i], activation));
-      c.memory_bytes += 1.0 * O * K * SizeOf(dtype);
+      c.memory_bytes += static_cast<double>(ops_.packed_bytes(O, K, dtype));
       c.cache_bytes += 4.0 * T * (O + K);
       c.flops += 2.0 * T * O * K;
     }
@@ -193,6 +200,8 @@ class Bench {
     };
     c.output = outputs[0];
     c.output_floats = int64_t{T} * shapes[0].first;
+    c.per_step = layers;
+    c.dots = dtype != DType::kF32;
     cases->push_back(c);
   }
 
@@ -243,7 +252,7 @@ class Bench {
   }
 
   void AddSampling(int n, std::vector<Case>* cases) {
-    const auto add = [&](const char* name, float temperature, float top_p) {
+    const auto add = [&](const char* name, float temperature, float top_p, int per_step) {
       cases->push_back(
           {name,
            [=, this](int) {
@@ -253,16 +262,16 @@ class Bench {
              }
              ops_.sample({logits_, n, kV, kV, rows_.data(), results_.data(), scratch_}, stream_);
            },
-           0, 4.0 * n * kV, 0, nullptr, 0});
+           0, 4.0 * n * kV, 0, nullptr, 0, per_step});
     };
-    add("sample greedy", 0, 1);
-    add("sample all", 1, 1);
-    add("sample top_p 0.5", 1, 0.5f);
+    add("sample greedy", 0, 1, 0);
+    add("sample all", 1, 1, 0);
+    add("sample top_p 0.5", 1, 0.5f, 1);
     cases->push_back({"score",
                       [=, this](int) {
                         ops_.score({logits_, n, kV, ids_.data(), normed_, greedy_.data()}, stream_);
                       },
-                      0, 4.0 * n * kV, 0, normed_, n});
+                      0, 4.0 * n * kV, 0, normed_, n, 0});
   }
 
   Device& device_;
@@ -289,7 +298,7 @@ uint32_t Hash(const float* data, int64_t n) {
 }
 
 struct Ceilings {
-  double memory = 0, cache = 0, flops = 0;
+  double memory = 0, cache = 0, flops = 0, dot_flops = 0;
 };
 
 nlohmann::json MeasureCase(const Case& c, int T, const Ceilings& top) {
@@ -298,7 +307,8 @@ nlohmann::json MeasureCase(const Case& c, int T, const Ceilings& top) {
   int layer = 0;
   const Timing t = Measure(0.05, [&] { c.run(layer++ % kL); });
   const double moved = c.memory_bytes / top.memory + c.cache_bytes / top.cache;
-  const double floor = std::max(moved, top.flops > 0 ? c.flops / top.flops : 0);
+  const double peak = c.dots ? top.dot_flops : top.flops;
+  const double floor = std::max(moved, peak > 0 ? c.flops / peak : 0);
   const double gigabytes = (c.memory_bytes + c.cache_bytes) / t.median / 1e9,
                gigaflops = c.flops / t.median / 1e9;
   std::printf("%5d  %-20s %10.1f %10.1f %9.1f %9.1f %10.1f %6.2f %6.2f  %08x\n", T, c.name.c_str(),
@@ -308,11 +318,31 @@ nlohmann::json MeasureCase(const Case& c, int T, const Ceilings& top) {
           {"name", c.name},
           {"us", t.median * 1e6},
           {"best_us", t.best * 1e6},
+          {"per_step", c.per_step},
           {"gb_per_s", gigabytes},
           {"gflop_per_s", gigaflops},
           {"floor_us", floor * 1e6},
           {"ratio", floor / t.median},
           {"hash", hash}};
+}
+
+// Where the microseconds of one step go: every operator times how often the step runs it.
+nlohmann::json PrintStep(const nlohmann::json& cases, int T) {
+  double total = 0, floor = 0;
+  for (const auto& c : cases) {
+    total += c["us"].get<double>() * c["per_step"].get<int>();
+    floor += c["floor_us"].get<double>() * c["per_step"].get<int>();
+  }
+  std::printf("one step of %d tokens: %.0f us, floor %.0f us, ratio %.2f\n", T, total, floor,
+              floor / total);
+  for (const auto& c : cases) {
+    const double us = c["us"].get<double>() * c["per_step"].get<int>();
+    if (us == 0) continue;
+    std::printf("       %-20s %3d x %10.1f us = %10.1f us  %5.1f %% of the step, ratio %.2f\n",
+                c["name"].get<std::string>().c_str(), c["per_step"].get<int>(),
+                c["us"].get<double>(), us, 100 * us / total, c["ratio"].get<double>());
+  }
+  return {{"tokens", T}, {"name", "step"}, {"us", total}, {"floor_us", floor}};
 }
 
 Options ParseOptions(int argc, char** argv) {
@@ -322,6 +352,12 @@ Options ParseOptions(int argc, char** argv) {
     if (key == "--threads") options.threads = std::atoi(value.c_str());
     if (key == "--tier") options.tier = value;
     if (key == "--json") options.json = value;
+    if (key == "--types") {
+      options.types.clear();
+      for (DType type : {DType::kBF16, DType::kI8, DType::kF32}) {
+        if (value.find(NameOf(type)) != std::string::npos) options.types.push_back(type);
+      }
+    }
     if (key == "--clock") use_thread_time = value == "thread";
     if (key != "--tokens") continue;
     options.tokens.clear();
@@ -342,29 +378,33 @@ int Main(int argc, char** argv) {
   }
   const std::unique_ptr<Stream> stream = device->NewStream();
   Ceilings top;
-  top.memory = ReadBandwidth(*stream, int64_t{256} << 20);
-  top.cache = ReadBandwidth(*stream, int64_t{512} << 10);
+  top.memory = ReadBandwidth(*device, *stream, int64_t{256} << 20);
+  top.cache = ReadBandwidth(*device, *stream, int64_t{512} << 10);
   top.flops = PeakFlops(*stream);
+  // What the tier multiplies bf16 and int8 weights with.
+  const bool dots = device->info().tier == "avx512bf16";
+  top.dot_flops = dots ? PeakFlops(*stream, true) : top.flops;
   std::printf(
-      "tier %s, %d threads; read %.1f GB/s from memory, %.1f GB/s from cache; fp32 peak %.1f "
-      "GFLOP/s\n",
+      "tier %s, %d threads; read %.1f GB/s from memory, %.1f GB/s from cache; fp32 peak %.1f, "
+      "for bf16 %.1f GFLOP/s\n",
       device->info().tier.c_str(), device->info().threads, top.memory / 1e9, top.cache / 1e9,
-      top.flops / 1e9);
-  nlohmann::json report = {{"tier", device->info().tier},
-                           {"threads", device->info().threads},
-                           {"memory_gb_per_s", top.memory / 1e9},
-                           {"cache_gb_per_s", top.cache / 1e9},
-                           {"peak_gflop_per_s", top.flops / 1e9}};
-  for (DType dtype : {DType::kBF16, DType::kF32}) {
-    const char* name = dtype == DType::kBF16 ? "bf16" : "fp32";
+      top.flops / 1e9, top.dot_flops / 1e9);
+  nlohmann::json report = {
+      {"tier", device->info().tier},         {"threads", device->info().threads},
+      {"memory_gb_per_s", top.memory / 1e9}, {"cache_gb_per_s", top.cache / 1e9},
+      {"peak_gflop_per_s", top.flops / 1e9}, {"bf16_peak_gflop_per_s", top.dot_flops / 1e9}};
+  for (DType dtype : options.types) {
+    const char* name = NameOf(dtype);
     std::printf(
         "\nweights %s\ntokens operator %23s us %7s best %6s GB/s GFLOP/s %8s us ratio  best  "
         "hash\n",
         name, "median", "", "", "floor");
     for (int T : options.tokens) {
       Bench bench(*device, *stream);
-      for (const Case& c : bench.Cases(T, T > 64, dtype))
-        report[name].push_back(MeasureCase(c, T, top));
+      nlohmann::json cases = nlohmann::json::array();
+      for (const Case& c : bench.Cases(T, T > 64, dtype)) cases.push_back(MeasureCase(c, T, top));
+      cases.push_back(PrintStep(cases, T));
+      for (auto& c : cases) report[name].push_back(c);
     }
   }
   if (!options.json.empty()) std::ofstream(options.json) << report.dump(1) << "\n";

@@ -143,7 +143,9 @@ class Bench {
 void Run() {
   use_thread_time = true;
   SerialStream stream;
-  const double bandwidth = ReadBandwidth(stream, int64_t{256} << 20), peak = PeakFlops(stream);
+  std::vector<char> memory(256 << 20);
+  const double bandwidth = ReadBandwidth(stream, memory.data(), memory.size()),
+               peak = PeakFlops(stream);
   const TrainOps<float>& ops = ActiveTrainOps<float>();
   std::printf("one thread, tier %s, %.1f GB/s, %.1f GFLOP/s\n", ops.tier, bandwidth * 1e-9,
               peak * 1e-9);

@@ -88,7 +88,8 @@ class Rwkv7 final : public Model {
   kernels::Device& device_;
   const kernels::OpTable& ops_;
 
-  const void* embedding_ = nullptr;                          // [V, C]
+  const void* embedding_ = nullptr;  // [V, C]
+  DType embedding_dtype_ = DType::kF32;
   const float *ln0_weight_ = nullptr, *ln0_bias_ = nullptr;  // [C]
   const float *ln_out_weight_ = nullptr, *ln_out_bias_ = nullptr;
   PackedMatrix head_;  // [V, C]
@@ -145,6 +146,7 @@ absl::Status Rwkv7::Load(const Checkpoint& checkpoint) {
     if (options_.progress) options_.progress(fraction);
   };
   embedding_ = load.Table("emb.weight");
+  embedding_dtype_ = load.table_dtype();
   ln0_weight_ = load.Vector("blocks.0.ln0.weight");
   ln0_bias_ = load.Vector("blocks.0.ln0.bias");
   layers_.reserve(config_.L);
@@ -279,7 +281,7 @@ void Rwkv7::ChannelMix(int32_t i, const kernels::Ragged& batch, float* states,
 
 const float* Rwkv7::Step(const StepBatch& step, float* states, kernels::Stream& stream) {
   const kernels::Ragged batch = Upload(step, stream);
-  ops_.embed({ws_.tokens, batch.num_tokens, embedding_, options_.weights, ln0_weight_, ln0_bias_,
+  ops_.embed({ws_.tokens, batch.num_tokens, embedding_, embedding_dtype_, ln0_weight_, ln0_bias_,
               1e-5f, config_.C, ws_.x},
              stream);
   const float* delta = nullptr;  // what the sub-layer before still has to add to x

@@ -58,17 +58,28 @@ const TensorView* WeightLoader::Find(const std::string& name) {
   return tensor;
 }
 
+// Small matrices share blocks, so that they lie in huge pages too; what a block has left over was
+// never touched and takes no memory.
 void* WeightLoader::Allocate(int64_t bytes, const std::string& name) {
-  kernels::Buffer buffer(device_, bytes);
-  if (!buffer) {
-    status_ = absl::ResourceExhaustedError(
-        absl::StrCat("no device memory for ", name, " of ", checkpoint_.path(), " (", bytes,
-                     " bytes after ", bytes_, "); use a smaller model or bf16 weights"));
-    return nullptr;
+  constexpr int64_t kBlock = int64_t{32} << 20;
+  const int64_t rounded = (bytes + 63) / 64 * 64;
+  if (rounded > free_bytes_) {
+    kernels::Buffer buffer(device_, std::max(rounded, kBlock));
+    if (!buffer) {
+      status_ = absl::ResourceExhaustedError(
+          absl::StrCat("no device memory for ", name, " of ", checkpoint_.path(), " (", bytes,
+                       " bytes after ", bytes_, "); use a smaller model or bf16 weights"));
+      return nullptr;
+    }
+    buffers_.push_back(std::move(buffer));
+    free_ = buffers_.back().as<char>();
+    free_bytes_ = static_cast<int64_t>(buffers_.back().bytes());
   }
+  void* data = free_;
+  free_ += rounded;
+  free_bytes_ -= rounded;
   bytes_ += bytes;
-  buffers_.push_back(std::move(buffer));
-  return buffers_.back().data();
+  return data;
 }
 
 const float* WeightLoader::Vector(const std::string& name) {
@@ -91,14 +102,14 @@ const float* WeightLoader::Vectors(const std::vector<std::string>& names, int32_
   return static_cast<const float*>(data);
 }
 
-kernels::PackedMatrix WeightLoader::Pack(const std::string& name, bool transposed) {
+kernels::PackedMatrix WeightLoader::Pack(const std::string& name, bool transposed, DType dtype) {
   const TensorView* tensor = Find(name);
   if (tensor == nullptr) return {};
   kernels::PackedMatrix matrix;
   matrix.O = static_cast<int32_t>(tensor->shape[transposed ? 1 : 0]);
   matrix.K = static_cast<int32_t>(tensor->shape[transposed ? 0 : 1]);
-  matrix.dtype = dtype_;
-  void* data = Allocate(device_.ops().packed_bytes(matrix.O, matrix.K, dtype_), name);
+  matrix.dtype = dtype;
+  void* data = Allocate(device_.ops().packed_bytes(matrix.O, matrix.K, dtype), name);
   if (data == nullptr) return {};
   std::unique_ptr<uint8_t[]> storage;
   kernels::PackParams params;
@@ -107,7 +118,7 @@ kernels::PackedMatrix WeightLoader::Pack(const std::string& name, bool transpose
   params.transposed = transposed;
   params.O = matrix.O;
   params.K = matrix.K;
-  params.dtype = dtype_;
+  params.dtype = dtype;
   params.out = data;
   device_.ops().pack(params, stream_);
   stream_.Synchronize();
@@ -120,18 +131,19 @@ const void* WeightLoader::Table(const std::string& name) {
   if (tensor == nullptr) return nullptr;
   const int64_t row = tensor->shape.back();
   const int64_t rows = tensor->elements() / row;
-  uint8_t* data = static_cast<uint8_t*>(Allocate(tensor->elements() * SizeOf(dtype_), name));
+  uint8_t* data = static_cast<uint8_t*>(Allocate(tensor->elements() * SizeOf(table_dtype()), name));
   if (data == nullptr) return nullptr;
   std::unique_ptr<uint8_t[]> storage;
   const uint8_t* source = Contiguous(*tensor, &storage);
   // A block of rows at a time: the conversion never holds a second copy of the table.
   const int64_t block = std::max<int64_t>(1, (int64_t{1} << 20) / row);
-  std::vector<uint8_t> host(block * row * SizeOf(dtype_));
+  std::vector<uint8_t> host(block * row * SizeOf(table_dtype()));
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t n = std::min(block, rows - first) * row;
-    Convert(source + first * row * SizeOf(tensor->dtype), tensor->dtype, n, dtype_, host.data());
-    device_.CopyToDevice(data + first * row * SizeOf(dtype_), host.data(), n * SizeOf(dtype_),
-                         stream_);
+    Convert(source + first * row * SizeOf(tensor->dtype), tensor->dtype, n, table_dtype(),
+            host.data());
+    device_.CopyToDevice(data + first * row * SizeOf(table_dtype()), host.data(),
+                         n * SizeOf(table_dtype()), stream_);
     stream_.Synchronize();
   }
   return data;

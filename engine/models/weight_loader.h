@@ -27,18 +27,22 @@ class WeightLoader {
   // Vectors of C floats one after another: [n, C].
   const float* Vectors(const std::vector<std::string>& names, int32_t C);
   // A matrix for OpTable::matmul, stored [out, in] (nn.Linear).
-  kernels::PackedMatrix Matrix(const std::string& name) { return Pack(name, false); }
-  // A matrix stored [in, out] (the low-rank branches, used as x @ W).
-  kernels::PackedMatrix MatrixTransposed(const std::string& name) { return Pack(name, true); }
-  // Row-major, in the loader's dtype (the embedding, from which rows are gathered).
+  kernels::PackedMatrix Matrix(const std::string& name) { return Pack(name, false, dtype_); }
+  // A matrix stored [in, out] (the low-rank branches, used as x @ W). These are small and steer the
+  // state: they stay bf16 when the others are int8.
+  kernels::PackedMatrix MatrixTransposed(const std::string& name) {
+    return Pack(name, true, table_dtype());
+  }
+  // Row-major in table_dtype() (the embedding, from which rows are gathered).
   const void* Table(const std::string& name);
+  DType table_dtype() const { return dtype_ == DType::kI8 ? DType::kBF16 : dtype_; }
 
   const absl::Status& status() const { return status_; }
   int64_t bytes() const { return bytes_; }
   std::vector<kernels::Buffer> TakeBuffers() { return std::move(buffers_); }
 
  private:
-  kernels::PackedMatrix Pack(const std::string& name, bool transposed);
+  kernels::PackedMatrix Pack(const std::string& name, bool transposed, DType dtype);
   const TensorView* Find(const std::string& name);
   void* Allocate(int64_t bytes, const std::string& name);
 
@@ -49,6 +53,8 @@ class WeightLoader {
   absl::Status status_;
   int64_t bytes_ = 0;
   std::vector<kernels::Buffer> buffers_;
+  char* free_ = nullptr;  // the rest of the last buffer
+  int64_t free_bytes_ = 0;
 };
 
 }  // namespace skein::engine

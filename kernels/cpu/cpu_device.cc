@@ -1,6 +1,8 @@
 // The CPU behind kernels/device.h: memory is the process's own, copies are memcpy, an operator has
 // finished when its call returns.
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -17,6 +19,8 @@ namespace skein::kernels {
 namespace {
 
 constexpr size_t kAlignment = 64;
+// Large blocks ask for huge pages: reading weights through 4 KiB pages takes up to twice as long.
+constexpr size_t kHugePage = size_t{2} << 20;
 // More threads than any machine has: a larger number is a mistake in a config.
 constexpr int kMaxThreads = 1024;
 
@@ -49,7 +53,15 @@ class CpuDevice final : public Device {
   void* Allocate(size_t bytes) override {
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     if (rounded < bytes) return nullptr;
-    return std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+    if (rounded < kHugePage) {
+      return std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+    }
+    void* p = nullptr;
+    if (posix_memalign(&p, kHugePage, rounded) != 0) return nullptr;
+    // Advice: where the system gives none, ordinary pages do the same work. The part of a page at
+    // the end stays with ordinary ones.
+    madvise(p, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return p;
   }
   void Free(void* p) override { std::free(p); }
   void* AllocateHost(size_t bytes) override { return Allocate(bytes); }

@@ -54,7 +54,7 @@ struct FusedKind {
   using Stored = StoredType;
   static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
-  static constexpr int kMaxRows = 12, kSide = 4;
+  static constexpr int kMaxRows = 12, kSide = 1;
   static constexpr int64_t kDepth = 128;
   static __m512 MultiplyAdd(__m512 x, __m512 w, __m512 sum) { return _mm512_fmadd_ps(x, w, sum); }
 };

@@ -18,7 +18,7 @@ struct Kind {
   using Stored = StoredType;
   static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 2;
-  static constexpr int kMaxRows = 12, kSide = 4;
+  static constexpr int kMaxRows = 12, kSide = 1;
   static constexpr int64_t kDepth = 256;
   static __m512 MultiplyAdd(__m512 x, __m512 w, __m512 sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));

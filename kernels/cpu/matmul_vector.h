@@ -7,8 +7,7 @@
 // the end. (Between blocks of K the unfinished chain waits in y, exactly.) With int8 weights there
 // is such a chain for each 64 k, and a chain of theirs, each times its scale.
 //
-// Few rows: the weights stream through once; for a single row several panels side by side, so that
-// enough chains are in flight.
+// Few rows: the weights stream through once, panel after panel: one stream is read fastest.
 // More rows: x is copied once into blocks of rows, [K blocks][row blocks][word][rows], and tiles
 // run over blocks of weights that stay in a cache.
 //
@@ -16,7 +15,7 @@
 //   W::Lanes               registers of kLanes floats (Ymm, Zmm) and what can be done with them
 //   W::Stored              type of a stored weight; kType its DType
 //   W::kStep               k in one 32-bit word of x: 1 float, or 2 bf16
-//   W::kMaxRows, kSide     rows of a tile; panels side by side for one row (half for two)
+//   W::kMaxRows, kSide     rows of a tile; panels side by side for one row
 //   W::kDepth              K of a block of weights
 //   W::Load(w, v)          the two registers of a panel's weights of one word
 //   W::MultiplyAdd(x, w, sum)
@@ -308,7 +307,7 @@ class VectorKernel {
   // All K of R rows on panels [begin, end), P at a time.
   template <int R>
   static void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
-    constexpr int P = R == 1 ? W::kSide : (R == 2 ? W::kSide / 2 : 1);
+    constexpr int P = R == 1 ? W::kSide : 1;
     constexpr int64_t kFar = kAhead / static_cast<int64_t>(sizeof(Stored));
     for (; begin + P <= end; begin += P)
       Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kFar)), 0, begin, 0, p.w.K);

@@ -1,6 +1,8 @@
 #include "kernels/cpu/tiers.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "kernels/cpu/ops_avx2.h"
 #include "kernels/cpu/ops_avx512.h"
@@ -44,6 +46,18 @@ const OpTable& Avx512BF16Ops() {
   return kTable;
 }
 
+const OpTable& AmxOps() {
+  static const OpTable kTable = [] {
+    OpTable table = Avx512BF16Ops();
+    table.tier = "amx";
+    table.packed_bytes = amx::PackedBytes;
+    table.pack = amx::Pack;
+    table.matmul = amx::Matmul;
+    return table;
+  }();
+  return kTable;
+}
+
 bool HasPlain() { return true; }
 
 // One leaf of cpuid; zero where the machine has no such leaf.
@@ -78,6 +92,19 @@ bool HasAvx512() {
 
 bool HasAvx512BF16() { return HasAvx512() && HasAll(Cpuid(7, 1).eax, bit_AVX512BF16); }
 
+// Linux lets a process use tile data only after it has asked; the permission holds for all threads.
+bool AskForTiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+bool HasAmx() {
+  constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;
+  return HasAvx512BF16() && HasAll(Cpuid(7).edx, kBF16 | kTile) && OsSaves(0x600e6) &&
+         AskForTiles();
+}
+
 }  // namespace
 
 const std::vector<Tier>& AllTiers() {
@@ -86,6 +113,7 @@ const std::vector<Tier>& AllTiers() {
       {"avx2", "AVX2, FMA and F16C", HasAvx2, Avx2Ops},
       {"avx512", "AVX-512 F, BW, DQ and VL", HasAvx512, Avx512Ops},
       {"avx512bf16", "AVX-512 F, BW, DQ, VL and BF16", HasAvx512BF16, Avx512BF16Ops},
+      {"amx", "AMX tiles and bf16, AVX-512 BF16, and the system's permission", HasAmx, AmxOps},
   };
   return kTiers;
 }

@@ -1,0 +1,138 @@
+// The algorithm of the AMX tier with its tiles emulated, so that packing, blocks, edges and the
+// order of sums are tested on every machine. The instructions themselves are not: matmul_test.cc
+// runs the tier "amx" where the machine has it.
+
+#include "kernels/cpu/matmul_tiles.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/kernels/op_cases.h"
+
+namespace skein::kernels {
+namespace {
+
+// What the instructions do, as their manual says it: tdpbf16ps sums the even and the odd k of 16
+// pairs by fused multiply-adds, then adds both to the tile.
+class EmulatedTiles {
+ public:
+  static void Begin() {
+    ASSERT_FALSE(configured_);
+    configured_ = true;
+    std::fill_n(&sums_[0][0], 4 * 256, NAN);
+  }
+  static void End() { configured_ = false; }
+  static void Zero() { std::fill_n(&sums_[0][0], 4 * 256, 0.0f); }
+  template <int kBlocks>
+  static void Step(const uint16_t* x0, const uint16_t* x1, const uint16_t* w) {
+    ASSERT_TRUE(configured_);
+    for (int i = 0; i < 2 * kBlocks; ++i) Dot(i < 2 ? x0 : x1, w + i % 2 * 32, sums_[i]);
+  }
+  template <int kBlocks>
+  static void Store(float* sums) {
+    std::memcpy(sums, sums_, sizeof(float) * 512 * kBlocks);
+  }
+  static void Activate(float* values, Activation activation) {
+    for (int i = 0; i < 16; ++i) {
+      const float v = values[i];
+      values[i] = activation == Activation::kTanh      ? std::tanh(v)
+                  : activation == Activation::kSigmoid ? 1.0f / (1.0f + std::exp(-v))
+                                                       : (v < 0 ? 0.0f : v * v);
+    }
+  }
+
+ private:
+  // w: 16 rows of 64 bytes, 128 bytes apart.
+  static void Dot(const uint16_t* x, const uint16_t* w, float* sums) {
+    for (int m = 0; m < 16; ++m) {
+      for (int n = 0; n < 16; ++n) {
+        float even = 0, odd = 0;
+        for (int k = 0; k < 16; ++k) {
+          even = std::fma(FromBF16(x[m * 32 + 2 * k]), FromBF16(w[k * 64 + 2 * n]), even);
+          odd = std::fma(FromBF16(x[m * 32 + 2 * k + 1]), FromBF16(w[k * 64 + 2 * n + 1]), odd);
+        }
+        sums[m * 16 + n] += even + odd;
+      }
+    }
+  }
+
+  static thread_local bool configured_;
+  static thread_local float sums_[4][256];
+};
+thread_local bool EmulatedTiles::configured_ = false;
+thread_local float EmulatedTiles::sums_[4][256];
+
+struct EmulatedTier {
+  template <typename F>
+  static auto WithKernel(DType dtype, const F& f) {
+    if (dtype == DType::kBF16) return f(TileKernel<EmulatedTiles, false>{});
+    return f(TileKernel<EmulatedTiles, true>{});
+  }
+};
+
+OpTable EmulatedOps() {
+  OpTable ops = PlainOps();
+  ops.packed_bytes = BytesOfPacked<EmulatedTier>;
+  ops.pack = RunPack<EmulatedTier>;
+  ops.matmul = RunMatmul<EmulatedTier>;
+  return ops;
+}
+
+struct Shape {
+  int T, O, K;
+};
+
+// y = act(x w + bias), rows 3 apart from one another.
+Floats Multiply(const OpTable& ops, const Shape& s, DType dtype, Activation activation, int first,
+                int rows, Stream& stream) {
+  std::mt19937 rng(s.T * 100 + s.O);
+  const Floats w = RandomFloats(int64_t{s.O} * s.K, rng, 1.0f / std::sqrt(s.K)),
+               x = RandomFloats(int64_t{s.T} * s.K, rng), bias = RandomFloats(s.O, rng);
+  const Packed packed(ops, w, s.O, s.K, dtype, stream);
+  Floats y(int64_t{rows} * (s.O + 3));
+  MatmulParams p;
+  p.x = x.get() + int64_t{first} * s.K;
+  p.x_stride = s.K;
+  p.T = rows;
+  p.w = packed.view();
+  p.bias = bias.get();
+  p.activation = activation;
+  p.y = y.get();
+  p.y_stride = s.O + 3;
+  ops.matmul(&p, 1, stream);
+  Floats out(int64_t{rows} * s.O);
+  for (int t = 0; t < rows; ++t) {
+    for (int o = 0; o < s.O; ++o) out[int64_t{t} * s.O + o] = y[int64_t{t} * (s.O + 3) + o];
+    for (int gap = 0; gap < 3; ++gap)
+      EXPECT_TRUE(std::isnan(y[int64_t{t} * (s.O + 3) + s.O + gap]));
+  }
+  return out;
+}
+
+TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
+  TestStream stream(2);
+  OpTable reference = PlainOps();
+  reference.matmul = [](const MatmulParams* p, int n, Stream&) {
+    for (int i = 0; i < n; ++i) plain::Matmul<double>(p[i], 0, p[i].w.O);
+  };
+  int activation = 0;
+  for (const Shape& s : {Shape{1, 1, 1}, Shape{1, 40, 64}, Shape{3, 33, 100}, Shape{16, 32, 96},
+                         Shape{17, 70, 130}, Shape{33, 15, 31}, Shape{300, 34, 65}}) {
+    for (DType dtype : {DType::kBF16, DType::kI8}) {
+      const auto act = static_cast<Activation>(activation++ % 4);
+      const std::string what = "T " + std::to_string(s.T) + " K " + std::to_string(s.K);
+      const Floats got = Multiply(EmulatedOps(), s, dtype, act, 0, s.T, stream);
+      ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream), 1e-5, what);
+      for (const auto& [first, rows] : {std::pair(s.T - 1, 1), std::pair(s.T / 2, s.T - s.T / 2)}) {
+        const Floats part = Multiply(EmulatedOps(), s, dtype, act, first, rows, stream);
+        Floats want(part.size());
+        std::memcpy(want.get(), got.get() + int64_t{first} * s.O, 4 * part.size());
+        ExpectSameBits(part, want, what);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace skein::kernels
