@@ -2,7 +2,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "client/errors.h"
 #include "client/format.h"
 #include "engine/tokenizer.h"
@@ -12,9 +11,11 @@ namespace {
 
 using Conversations = v1::Conversations::Stub;
 
-const v1::Version* FindVersion(const v1::Conversation& conversation, int64_t id) {
+}  // namespace
+
+const v1::Version* HeadOf(const v1::Conversation& conversation) {
   for (const v1::Version& version : conversation.versions()) {
-    if (version.id() == id) return &version;
+    if (version.id() == conversation.head_version()) return &version;
   }
   return nullptr;
 }
@@ -22,12 +23,6 @@ const v1::Version* FindVersion(const v1::Conversation& conversation, int64_t id)
 grpc::Status NothingYet() {
   return FromAbsl(absl::FailedPreconditionError("nothing was said yet"));
 }
-
-std::string Milliseconds(const google::protobuf::Duration& d) {
-  return absl::StrFormat("%.1f ms", d.seconds() * 1e3 + d.nanos() * 1e-6);
-}
-
-}  // namespace
 
 ChatSession::ChatSession(Context* context, Connection* connection, Interrupts* interrupts,
                          ChatOptions options)
@@ -96,7 +91,7 @@ grpc::Status ChatSession::ShowWhereWeAre() {
   empty_ = conversation.head_version() == 0;
   if (!terminal_->interactive()) return status;
   terminal_->Dim(absl::StrCat("Continuing ", OneLine(conversation)));
-  if (const v1::Version* head = FindVersion(conversation, conversation.head_version())) {
+  if (const v1::Version* head = HeadOf(conversation)) {
     terminal_->Dim(absl::StrCat("> ", Preview(WithoutTemplate(head->input()), 200)));
     terminal_->Dim(Preview(WithoutTemplate(head->output()), 400));
   }
@@ -125,12 +120,9 @@ grpc::Status ChatSession::DeleteConversation() {
                            &response);
 }
 
+// All pages of its history, if `view` wants it.
 grpc::Status ChatSession::GetConversation(v1::View view, v1::Conversation* conversation) {
-  v1::GetConversationRequest request;
-  request.set_id(conversation_);
-  request.set_view(view);
-  return connection_->Call(connection_->conversations(), &Conversations::Get, request,
-                           conversation);
+  return connection_->GetConversation(conversation_, view, conversation);
 }
 
 grpc::Status ChatSession::EnsureConversation() {
@@ -225,154 +217,12 @@ grpc::Status ChatSession::More() {
   return Turn(std::move(request));
 }
 
-grpc::Status ChatSession::Regenerate() {
-  if (conversation_.empty()) return NothingYet();
-  v1::Conversation conversation;
-  const grpc::Status status = GetConversation(v1::VIEW_HISTORY, &conversation);
-  if (!status.ok()) return status;
-  const v1::Version* head = FindVersion(conversation, conversation.head_version());
-  if (head == nullptr) return NothingYet();
-  v1::GenerateRequest request = options_.request;
-  request.set_base_version(head->parent());
-  // The very tokens of the turn, so that the new answer follows the same input.
-  if (head->input_token_ids_size() > 0)
-    *request.mutable_token_ids()->mutable_ids() = head->input_token_ids();
-  AddChatStops(&request);
-  request.mutable_sampling()->clear_seed();  // the same seed would give the same answer
-  return Turn(std::move(request));
-}
-
 void ChatSession::Say(absl::string_view note, const google::protobuf::Message& message) {
   if (context_->json) {
     context_->PrintJson(message);
   } else {
     terminal_->Line(note);
   }
-}
-
-grpc::Status ChatSession::Fork(int64_t version) {
-  if (conversation_.empty()) return NothingYet();
-  v1::ForkConversationRequest request;
-  request.set_id(conversation_);
-  if (version >= 0) request.set_version(version);
-  v1::ForkConversationResponse response;
-  const grpc::Status status =
-      connection_->Call(connection_->conversations(), &Conversations::Fork, request, &response);
-  if (!status.ok()) return status;
-  if (response.conversations_size() != 1) {
-    return grpc::Status(grpc::StatusCode::INTERNAL,
-                        "the server answered Fork with no conversation");
-  }
-  const std::string& copy = response.conversations(0).id();
-  Say(absl::StrCat("Now in the copy ", copy, "; ", conversation_, " stays as it was."), response);
-  conversation_ = copy;
-  empty_ = response.conversations(0).head_version() == 0;
-  used_ = true;  // so that Close tells its id
-  return status;
-}
-
-grpc::Status ChatSession::Rewind(int64_t version) {
-  if (conversation_.empty()) return NothingYet();
-  if (version < 0) {
-    v1::Conversation conversation;
-    const grpc::Status status = GetConversation(v1::VIEW_HISTORY, &conversation);
-    if (!status.ok()) return status;
-    const v1::Version* head = FindVersion(conversation, conversation.head_version());
-    if (head == nullptr) return NothingYet();
-    version = head->parent();
-  }
-  v1::RewindConversationRequest request;
-  request.set_id(conversation_);
-  request.set_version(version);
-  v1::Conversation conversation;
-  const grpc::Status status = connection_->Call(connection_->conversations(),
-                                                &Conversations::Rewind, request, &conversation);
-  if (!status.ok()) return status;
-  empty_ = conversation.head_version() == 0;
-  Say(absl::StrCat("Back at version ", conversation.head_version(), ", ", conversation.tokens(),
-                   " tokens. Later versions stay: /versions shows them."),
-      conversation);
-  return status;
-}
-
-grpc::Status ChatSession::Versions() {
-  if (conversation_.empty()) return NothingYet();
-  v1::Conversation conversation;
-  const grpc::Status status = GetConversation(v1::VIEW_HISTORY, &conversation);
-  if (!status.ok()) return status;
-  if (context_->json) {
-    context_->PrintJson(conversation);
-    return status;
-  }
-  terminal_->Line(OneLine(conversation));
-  for (const v1::Version& version : conversation.versions()) {
-    terminal_->Line(OneLine(version, version.id() == conversation.head_version()));
-  }
-  return status;
-}
-
-grpc::Status ChatSession::Stats() {
-  v1::ServerInfo info;
-  grpc::Status status = connection_->Call(connection_->info(), &v1::Info::Stub::GetServerInfo,
-                                          v1::GetServerInfoRequest(), &info);
-  if (!status.ok()) return status;
-  Say(absl::StrCat("server: skeind ", info.version(), ", ", info.device(), " ", info.device_tier(),
-                   ", ", info.slots(), " slots, up ", info.uptime().seconds(), " s"),
-      info);
-  if (!conversation_.empty()) {
-    v1::Conversation conversation;
-    status = GetConversation(v1::VIEW_BASIC, &conversation);
-    if (!status.ok()) return status;
-    Say(absl::StrCat("conversation: ", OneLine(conversation)), conversation);
-  }
-  if (turns_ == 0) return status;
-  const v1::Timings& t = last_.timings();
-  Say(absl::StrCat("last answer: ", Summary(last_, true), "; input ", last_.usage().prompt_tokens(),
-                   " tokens, ", last_.usage().reused_tokens(), " reused; queue ",
-                   Milliseconds(t.queue()), ", restore ", Milliseconds(t.restore()), ", prefill ",
-                   Milliseconds(t.prefill()), ", decode ", Milliseconds(t.decode())),
-      last_);
-  if (!context_->json)
-    terminal_->Line(absl::StrCat("this chat: ", turns_, " answers, ", tokens_, " tokens"));
-  return status;
-}
-
-grpc::Status ChatSession::Demo() {
-  if (model_.examples_size() == 0) {
-    return FromAbsl(absl::FailedPreconditionError("this model brings no examples"));
-  }
-  const std::string own = std::exchange(conversation_, "");
-  const bool own_used = used_, own_made = made_here_;
-  const bool own_empty = std::exchange(empty_, true);
-  if (!context_->json)
-    terminal_->Dim("A dialogue of its own; each line is one call that carries only the new text.");
-  grpc::Status status;
-  for (const std::string& example : model_.examples()) {
-    if (!context_->json) {
-      terminal_->Bold(absl::StrCat("> ", example));
-      terminal_->Newline();
-    }
-    status = Say(example);
-    if (!status.ok() || cancelled()) break;
-  }
-  if (!conversation_.empty()) {
-    const grpc::Status deleted = DeleteConversation();
-    if (status.ok()) status = deleted;
-  }
-  conversation_ = own;
-  empty_ = own_empty;
-  used_ = own_used;
-  made_here_ = own_made;
-  if (status.ok() && !context_->json) terminal_->Dim("End of the demo.");
-  return status;
-}
-
-grpc::Status ChatSession::New() {
-  Close();
-  conversation_.clear();
-  empty_ = true;
-  if (!context_->json) terminal_->Line("A new conversation begins with your next message.");
-  return grpc::Status::OK;
 }
 
 }  // namespace skein::client

@@ -20,6 +20,13 @@ struct ChatOptions {
   double deadline = 0;
 };
 
+// The version that it stands at; null: it is empty. Needs the view HISTORY.
+const v1::Version* HeadOf(const v1::Conversation& conversation);
+// The status of what needs an answer before it.
+grpc::Status NothingYet();
+
+// Talking is in chat_session.cc, going through versions in chat_versions.cc, the rest in
+// chat_extras.cc.
 class ChatSession {
  public:
   ChatSession(Context* context, Connection* connection, Interrupts* interrupts,

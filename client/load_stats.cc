@@ -26,11 +26,7 @@ std::string CodeOf(const RequestOutcome& o) {
 
 void LoadStats::Ended(const RequestOutcome& o) {
   open.fetch_sub(1);
-  if (o.usage.completion_tokens() > 0 && o.messages > 0) {
-    tokens_in_time += o.usage.completion_tokens() * o.messages_counted / o.messages;
-  } else {
-    tokens_in_time += o.messages_counted;
-  }
+  tokens_in_time += o.tokens_in_time;
   if (!o.measured) return;
   ++started;
   lag.Record(o.started - o.intended);

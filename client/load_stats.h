@@ -25,9 +25,10 @@ struct RequestOutcome {
   bool ended_here = false;  // cancelled or hung up on by us
   bool cut = false;         // ended because the run was over
   Time intended, started, ended;
-  Time first_text{};             // epoch: there was none
-  int64_t messages = 0;          // with text
-  int64_t messages_counted = 0;  // of these, within the measured time
+  Time first_text{};           // epoch: there was none
+  int64_t messages = 0;        // with text
+  int64_t tokens = 0;          // that they brought
+  int64_t tokens_in_time = 0;  // of these, within the measured time
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   v1::Usage usage;
   grpc::Status status;
@@ -46,8 +47,7 @@ class LoadStats {
   std::atomic<int64_t> open{0}, started{0};
   std::atomic<int64_t> ok{0}, failed{0}, cut{0}, slow{0}, ended_here{0};
   std::atomic<int64_t> prompt_tokens{0}, output_tokens{0}, reused_tokens{0};
-  // Output tokens that arrived within the measured time: a request's tokens are spread over its
-  // messages, which carry one each unless they pile up.
+  // Output tokens that arrived within the measured time.
   std::atomic<int64_t> tokens_in_time{0};
 
   // "OK", "RESOURCE_EXHAUSTED QUEUE_FULL" -> requests.

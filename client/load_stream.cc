@@ -1,5 +1,6 @@
 #include "client/load_stream.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "client/errors.h"
@@ -61,6 +62,7 @@ void LoadStream::OnReadDone(bool ok) {
   if (response_.has_finished()) {
     outcome_.reason = response_.finished().reason();
     outcome_.usage = response_.finished().usage();
+    CountTokens(outcome_.usage.completion_tokens(), now);
   }
   if (!plan_.slow || !text) {
     StartRead(&response_);
@@ -83,8 +85,14 @@ void LoadStream::OnText(Timers::Time now) {
     shared_.stats->Gap(now - last_text_);
   }
   last_text_ = now;
-  outcome_.messages_counted += now >= shared_.measure_from && now < shared_.measure_to;
+  CountTokens(response_.delta().token_count(), now);
   if (outcome_.messages == plan_.end_after) MaybeEnd();
+}
+
+void LoadStream::CountTokens(int64_t until_now, Timers::Time now) {
+  const int64_t more = std::max<int64_t>(0, until_now - outcome_.tokens);
+  outcome_.tokens += more;
+  if (now >= shared_.measure_from && now < shared_.measure_to) outcome_.tokens_in_time += more;
 }
 
 void LoadStream::MaybeEnd() {

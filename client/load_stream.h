@@ -37,6 +37,7 @@ class LoadStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
   void OnText(Timers::Time now);
+  void CountTokens(int64_t until_now, Timers::Time now);
   // What the plan wants after this many messages.
   void MaybeEnd();
   void SendCancel();
