@@ -63,6 +63,12 @@ absl::Status Call::Parse(const grpc::ByteBuffer& bytes, google::protobuf::Messag
   return access_.ok() ? server::Parse(bytes, request) : access_;
 }
 
+absl::StatusOr<ModelUse> Call::Use(absl::string_view model) {
+  SKEIN_ASSIGN_OR_RETURN(ModelUse use, services_->Use(model));
+  model_ = use;
+  return use;
+}
+
 absl::Time Call::deadline() const {
   const std::chrono::system_clock::time_point deadline = context_->deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) return absl::InfiniteFuture();
@@ -70,12 +76,14 @@ absl::Time Call::deadline() const {
 }
 
 grpc::Status Call::End(const absl::Status& status, bool refused) {
-  const absl::Duration delay = services_->models->RetryDelay();
+  const absl::Duration delay =
+      model_.has_value() ? model_->engine().RetryDelay() : services_->models->RetryDelay();
   const grpc::Status out = ToGrpc(status, delay);
   services_->metrics->CallHandled(method_.service, method_.name, CodeName(out.error_code()),
                                   absl::Now() - start_);
   if (refused) {
-    services_->metrics->Rejected(ReasonOf(status));
+    services_->metrics->Rejected(ReasonOf(status),
+                                 model_.has_value() ? model_->instance().name() : "");
     if (IsRetryable(status)) {
       context_->AddTrailingMetadata("grpc-retry-pushback-ms",
                                     absl::StrCat(absl::ToInt64Milliseconds(delay)));

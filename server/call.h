@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 
@@ -66,6 +67,8 @@ class Call {
   const Principal& principal() const { return *principal_; }
   // The request: access() when that is an error, else what wire.h says.
   absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message* request) const;
+  // The model that the request asks for, as ServiceContext::Use.
+  absl::StatusOr<ModelUse> Use(absl::string_view model);
   absl::Time start() const { return start_; }
   absl::Time deadline() const;
   // True when the gRPC deadline has passed (or is about to: timers of the transport are not exact).
@@ -85,6 +88,7 @@ class Call {
   absl::Time start_;
   absl::Status access_;
   std::shared_ptr<const Principal> principal_;
+  std::optional<ModelUse> model_;  // once Use has found it
 };
 
 // 128 random bits as text, for requests that came without an id.

@@ -25,7 +25,7 @@ Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Generate"}, context);
   v1::GenerateRequest proto;
   if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
-  const absl::StatusOr<ModelUse> model = services_.Use(proto.model());
+  const absl::StatusOr<ModelUse> model = call.Use(proto.model());
   if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
   absl::StatusOr<GenerateCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
@@ -57,7 +57,7 @@ Reactor* GenerationService::Score(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Score"}, context);
   v1::ScoreRequest proto;
   if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
-  const absl::StatusOr<ModelUse> model = services_.Use(proto.model());
+  const absl::StatusOr<ModelUse> model = call.Use(proto.model());
   if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
   absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());

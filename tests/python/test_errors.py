@@ -75,7 +75,6 @@ NOT_BUILT = {
     "num_sequences": lambda r: setattr(r, "num_sequences", 2),
     "constraint": lambda r: setattr(r.constraint, "regex", "a+"),
     "thinking": lambda r: setattr(r, "thinking", "short"),
-    "on_model_mismatch": lambda r: setattr(r, "on_model_mismatch", 2),
     "sampling.penalty_scope": lambda r: setattr(r.sampling, "penalty_scope", 2),
     "output.prompt_logprobs": lambda r: setattr(r.output, "prompt_logprobs", True),
     "messages.messages[0].role": lambda r: r.messages.messages.add(role=4, content="x"),
