@@ -1,10 +1,10 @@
 #include "server/model_manager.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
-#include "engine/base/units.h"
 #include "server/log.h"
 #include "server/memory_room.h"
 #include "server/model_files.h"
@@ -14,6 +14,8 @@ namespace skein::server {
 namespace {
 
 constexpr size_t kMaxName = 128;
+
+std::string MiB(int64_t bytes) { return absl::StrCat(std::max<int64_t>(bytes, 0) >> 20, " MiB"); }
 
 absl::Status NameTaken(const std::string& name) {
   return base::MakeStatus(
@@ -98,8 +100,7 @@ absl::Status ModelManager::CheckRoom(const ModelSource& source, const ServerConf
   if (needed <= room) return absl::OkStatus();
   return base::MakeStatus(
       absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
-      absl::StrCat("the model needs up to ", base::FormatBytes(needed), " beside what is loaded; ",
-                   base::FormatBytes(std::max<int64_t>(room, 0)),
+      absl::StrCat("the model needs up to ", MiB(needed), " beside what is loaded; ", MiB(room),
                    " are left: unload one, or use fewer slots or bf16"));
 }
 

@@ -106,7 +106,7 @@ def test_the_queue_obeys_its_new_limit(start, pb, config, steady_model):
 
 @pytest.mark.parametrize("text,word", [
     ("limits:\n  queud: 8\n", "limits.queued"),
-    ("limits:\n  queued: many\n", "config.yaml:2"),
+    ("limits:\n  stop_strings: many\n", "config.yaml:3"),
     ("listen: [\n", "config.yaml"),
     ("defaults:\n  max_tokens: 2000000000\n", "defaults.max_tokens"),
     ("listen:\n  tls: {certificate: /nowhere.pem, key: /nowhere.key}\n", "/nowhere"),
