@@ -44,6 +44,11 @@ absl::Status CheckOptions(const EngineOptions& options) {
   return at_least_one("output_shards", options.output_shards);
 }
 
+// Several sequences that commit nothing need no conversations of their own.
+bool ReadsOnly(const GenerateRequest& request) {
+  return request.num_sequences > 1 && request.commit == CommitMode::kNever;
+}
+
 // Whether the conversation has to bring the token to go on from.
 bool NeedsOne(const GenerateRequest& request) {
   return request.input.empty() && request.stopping.max_tokens > 0;
@@ -130,7 +135,9 @@ class Engine::Impl {
   absl::Status Check(const GenerateRequest& request) const;
   absl::Status Check(const ScoreRequest& request) const;
   absl::Status Reserve(const std::string& request_id, absl::Time deadline, Sequence* sequence);
-  absl::Status TakeConversation(GenerateRequest request, Sequence* sequence);
+  LeaseRequest WantedLease(const GenerateRequest& request) const;
+  absl::StatusOr<std::vector<Lease>> TakeConversation(GenerateRequest request, Sequence* sequence);
+  absl::StatusOr<std::vector<Lease>> TakeCopies(GenerateRequest request, Sequence* sequence);
   absl::Status Begin(GenerateRequest request, std::optional<Lease> lease, Sequence* sequence);
   void TakeLease(Lease lease, Sequence* sequence) const;
 };
@@ -144,8 +151,8 @@ absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
     return absl::InvalidArgumentError(absl::StrCat("top_logprobs is ", request.top_logprobs,
                                                    "; 0 to ", kernels::kMaxTopLogprobs));
   }
-  if (request.num_sequences != 1)
-    return absl::UnimplementedError("num_sequences of more than 1 is not built yet");
+  if (request.num_sequences < 1)
+    return absl::InvalidArgumentError("num_sequences must be at least 1");
   if (request.conversation_id.empty() &&
       (request.base_version.has_value() || request.expected_version.has_value())) {
     return absl::InvalidArgumentError("base_version and expected_version need a conversation_id");
@@ -198,31 +205,56 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
   sequence->queued_tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
   const std::string request_id = request.request_id;
-  if (absl::Status s = TakeConversation(std::move(request), sequence.get()); !s.ok()) {
+  absl::StatusOr<std::vector<Lease>> others =
+      request.num_sequences == 1 ? TakeConversation(std::move(request), sequence.get())
+                                 : TakeCopies(std::move(request), sequence.get());
+  if (!others.ok()) {
     queue_.Abandon(request_id, sequence->queued_tokens);
-    return s;
+    return others.status();
   }
   sequence->stream = shards_.NewStream(std::move(sinks[0]));
+  sequence->control->live = static_cast<int32_t>(sinks.size());
+  for (size_t i = 1; i < sinks.size(); ++i) {
+    auto follower = std::make_unique<Sequence>();
+    follower->lease = others->empty() ? sequence->lease : std::move((*others)[i - 1]);
+    follower->StartFollower(*sequence, static_cast<int32_t>(i));
+    follower->stream = shards_.NewStream(std::move(sinks[i]));
+    sequence->followers.push_back(std::move(follower));
+  }
   queue_.Push(std::move(sequence));
   return absl::OkStatus();
 }
 
-// The conversation, or a place in its line, or neither for a stateless request.
-absl::Status Engine::Impl::TakeConversation(GenerateRequest request, Sequence* sequence) {
-  if (request.conversation_id.empty()) return Begin(std::move(request), std::nullopt, sequence);
-  LeaseRequest wanted = {
+LeaseRequest Engine::Impl::WantedLease(const GenerateRequest& request) const {
+  // The first token of the input is scored after the last one before it.
+  const bool one = NeedsOne(request) || request.want_prompt_logprobs;
+  return {
       .key = {request.tenant, request.conversation_id},
       .model = tag_,
       .on_model_mismatch = request.on_model_mismatch,
       .create_if_missing = request.create_if_missing,
       .base_version = request.base_version,
       .expected_version = request.expected_version,
-      .pending = NeedsOne(request) ? Pending::kAtLeastOne : Pending::kAny,
+      .pending = one ? Pending::kAtLeastOne : Pending::kAny,
+      .want_all_tokens = request.sampling.penalty_scope == PenaltyScope::kConversation,
       .ttl = request.ttl,
       .quotas = request.quotas,
   };
+}
+
+// The conversation, or a place in its line, or neither for a stateless request. No other leases.
+absl::StatusOr<std::vector<Lease>> Engine::Impl::TakeConversation(GenerateRequest request,
+                                                                  Sequence* sequence) {
+  if (request.conversation_id.empty()) {
+    SKEIN_RETURN_IF_ERROR(Begin(std::move(request), std::nullopt, sequence));
+    return std::vector<Lease>();
+  }
+  LeaseRequest wanted = WantedLease(request);
   absl::StatusOr<Lease> lease = store_.Acquire(wanted);
-  if (lease.ok()) return Begin(std::move(request), *std::move(lease), sequence);
+  if (lease.ok()) {
+    SKEIN_RETURN_IF_ERROR(Begin(std::move(request), *std::move(lease), sequence));
+    return std::vector<Lease>();
+  }
   if (!absl::IsAborted(lease.status()) || !request.wait_if_busy) return lease.status();
   // Called under the store's lock, which is taken before the queue's and never after it.
   SKEIN_ASSIGN_OR_RETURN(sequence->place,
@@ -232,14 +264,38 @@ absl::Status Engine::Impl::TakeConversation(GenerateRequest request, Sequence* s
                          }));
   sequence->stopping = request.stopping;  // max_time counts while it waits
   sequence->request = std::move(request);
-  return absl::OkStatus();
+  return std::vector<Lease>();
+}
+
+// Of several sequences each has a copy of the conversation, which is not waited for: the leases of
+// the sequences but the first, or none when they commit nothing.
+absl::StatusOr<std::vector<Lease>> Engine::Impl::TakeCopies(GenerateRequest request,
+                                                            Sequence* sequence) {
+  std::vector<Lease> leases;
+  if (!request.conversation_id.empty()) {
+    SKEIN_ASSIGN_OR_RETURN(
+        leases,
+        store_.AcquireCopies(WantedLease(request), ReadsOnly(request) ? 0 : request.num_sequences));
+  }
+  std::optional<Lease> first;
+  if (!leases.empty()) {
+    first = std::move(leases[0]);
+    leases.erase(leases.begin());
+  }
+  const std::string request_id = request.request_id;
+  if (absl::Status s = Begin(std::move(request), std::move(first), sequence); !s.ok()) {
+    for (const Lease& lease : leases) store_.Release(lease, request_id, "INVALID_ARGUMENT");
+    return s;
+  }
+  return leases;
 }
 
 absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> lease,
                                  Sequence* sequence) {
   if (lease.has_value()) {
+    sequence->reserves = !ReadsOnly(request);
     if (NeedsOne(request) && lease->pending.empty()) {
-      store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
+      if (sequence->reserves) store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
       return absl::InvalidArgumentError(kNothingToGoOnFrom);
     }
     TakeLease(*std::move(lease), sequence);

@@ -48,6 +48,7 @@ struct StepReport {
   std::span<const TenantTokens> generated;  // by tenant, the sum is generated_tokens; some are zero
 };
 
+// Of a request with several sequences once each; the first one has the prompt tokens.
 struct RequestReport {        // once per request, when it has ended
   std::string code;           // "OK", or the canonical name of the status ("CANCELLED", ...)
   std::string finish_reason;  // "stop", "length", "time", "cancelled", "drained", or "error"

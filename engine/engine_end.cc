@@ -50,7 +50,18 @@ std::string CodeName(const absl::Status& status) { return absl::StatusCodeToStri
 
 }  // namespace
 
+// Sequences that have not parted yet end together.
 void EngineLoop::Finish(Sequence* sequence, End end, const absl::Status& error) {
+  const std::vector<SequencePtr> followers = std::exchange(sequence->followers, {});
+  FinishOne(sequence, end, error);
+  for (const SequencePtr& follower : followers) {
+    follower->Follow(*sequence);
+    follower->consumed = 0;  // it has no state of its own
+    FinishOne(follower.get(), end, error);
+  }
+}
+
+void EngineLoop::FinishOne(Sequence* sequence, End end, const absl::Status& error) {
   if (sequence->score) return FinishScore(sequence, end, error);
   absl::Status status = ErrorOf(end, error);
   const bool shown = end == End::kStop || end == End::kLength || end == End::kTime;
@@ -64,7 +75,7 @@ void EngineLoop::Finish(Sequence* sequence, End end, const absl::Status& error) 
     return status.ok() ? std::string(FinishReasonName(end)) : CodeName(status);
   };
   FinishedEvent finished;
-  if (sequence->lease.has_value()) {
+  if (sequence->reserves) {
     bool commit = Commits(end, sequence->commit);
     if (commit) {
       const absl::StatusOr<int64_t> version = CommitTurn(sequence, name());
@@ -129,7 +140,7 @@ std::shared_ptr<const StateSnapshot> EngineLoop::FinalState(Sequence* sequence) 
   if (sequence->consumed == 0) return nullptr;
   snapshot->consumed = sequence->base_consumed + sequence->consumed;
   if (sequence->slot < 0) {
-    snapshot->state = std::move(sequence->parked);
+    snapshot->state = sequence->origin != nullptr ? *sequence->origin : std::move(sequence->parked);
     return snapshot;
   }
   snapshot->state.resize(pool_->state_floats());
@@ -185,18 +196,22 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   const absl::Time now = MonotonicNow();
   if (sequence->place.has_value()) p_.store.Leave(*sequence->place);
   sequence->place.reset();
-  if (sequence->admitted == absl::InfinitePast()) p_.queue.Left(sequence->queued_tokens, now);
+  if (sequence->admitted == absl::InfinitePast() && sequence->index == 0)
+    p_.queue.Left(sequence->queued_tokens, now);
   if (sequence->slot >= 0) pool_->Release(sequence->slot);
   sequence->slot = -1;
   if (!sequence->held_state.empty()) spare_states_.push_back(std::move(sequence->held_state));
-  p_.queue.Ended(sequence->request_id);
-  ++unsettled_;
+  if (--sequence->control->live == 0) {
+    p_.queue.Ended(sequence->request_id);
+    ++unsettled_;
+  }
   slots_used_ = pool_->used();
   if (p_.observer == nullptr) return;
   RequestReport report;
   report.code = CodeName(status);
   report.finish_reason = status.ok() ? FinishReasonName(end) : "error";
   report.usage = usage;
+  if (sequence->index > 0) report.usage.prompt_tokens = 0;  // taken in once
   report.timings = timings;
   report.total = now - sequence->submitted;
   report.inter_token = std::move(sequence->inter_token);

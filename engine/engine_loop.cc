@@ -1,6 +1,7 @@
 #include "engine/engine_loop.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -199,10 +200,11 @@ bool EngineLoop::ResumeOne() {
   Sequence& sequence = **it;
   sequence.slot = slot;
   const absl::Time began = MonotonicNow();
-  pool_->CopyIn(slot, sequence.parked, *stream_);
+  pool_->CopyIn(slot, sequence.origin != nullptr ? *sequence.origin : sequence.parked, *stream_);
   stream_->Synchronize();
   sequence.to_device.push_back(MonotonicNow() - began);
   sequence.parked = {};
+  sequence.origin = nullptr;
   return true;
 }
 
@@ -244,18 +246,15 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
   stream_->Synchronize();
   sequence->admitted = now;
   sequence->restore = MonotonicNow() - now;
-  if (!sequence->score) {
-    StartedEvent started;
-    if (sequence->lease.has_value()) {
-      const Lease& lease = *sequence->lease;
-      started.conversation_id = lease.key.id;
-      started.version = lease.base_version;
-      started.created = lease.created;
-    }
-    started.tokens_reused = sequence->base_consumed;
-    started.restored_from = RestoredFrom(*sequence);
-    started.seed = sequence->sampling.seed();
-    p_.shards.Post(sequence->stream, std::make_unique<StartedEvent>(std::move(started)));
+  if (!sequence->score) TellStarted(*sequence);
+  for (const SequencePtr& follower : sequence->followers) {
+    follower->base_consumed = sequence->base_consumed;
+    TellStarted(*follower);
+  }
+  if (sequence->prompt_logprobs && sequence->prompt_size > 0 && sequence->base_consumed == 0 &&
+      sequence->pending_size == 0) {
+    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+    p_.shards.Post(sequence->stream, PromptLogprobsEvent{0, {{sequence->tokens[0], kNone}}});
   }
   if (sequence->prefill_target() == 0) {  // max_tokens 0 and at most one token: it stays pending
     Finish(sequence.get(), End::kLength, absl::OkStatus());
@@ -263,7 +262,23 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
   }
   sequence->paused = !sequence->stream->Writable();
   sequence->paused_since = now;
+  Sequence* const admitted = sequence.get();
   running_.push_back(std::move(sequence));
+  if (!admitted->in_shared_part()) Part(admitted);
+}
+
+void EngineLoop::TellStarted(const Sequence& sequence) {
+  StartedEvent started;
+  if (sequence.lease.has_value()) {
+    const Lease& lease = *sequence.lease;
+    if (sequence.reserves) started.conversation_id = lease.key.id;
+    started.version = lease.base_version;
+    started.created = lease.created;
+  }
+  started.tokens_reused = sequence.base_consumed;
+  started.restored_from = RestoredFrom(sequence);
+  started.seed = sequence.sampling.seed();
+  p_.shards.Post(sequence.stream, std::make_unique<StartedEvent>(std::move(started)));
 }
 
 void EngineLoop::TellPositions(absl::Time now) {

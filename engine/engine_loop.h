@@ -63,6 +63,7 @@ class EngineLoop {
   void FillSlots(absl::Time now);
   bool ResumeOne();
   void Admit(SequencePtr sequence, absl::Time now);
+  void TellStarted(const Sequence& sequence);
   int32_t FreeSlot();
   void Park(Sequence* sequence);
   void TellPositions(absl::Time now);
@@ -76,6 +77,7 @@ class EngineLoop {
 
   // engine_end.cc: how a request ends
   void Finish(Sequence* sequence, End end, const absl::Status& error);
+  void FinishOne(Sequence* sequence, End end, const absl::Status& error);
   void FinishScore(Sequence* sequence, End end, const absl::Status& error);
   absl::StatusOr<int64_t> CommitTurn(Sequence* sequence, const std::string& reason);
   std::shared_ptr<const StateSnapshot> FinalState(Sequence* sequence);
@@ -91,8 +93,10 @@ class EngineLoop {
   void AddToBatch(const StepShare& share);
   void SampleAndScore(const float* logits);
   void AfterPrefill(Sequence* sequence, absl::Time now);
+  void Part(Sequence* leader);
+  void TakePromptScores(Sequence* sequence, int64_t position, int32_t n, size_t at);
   void TakeSample(Sequence* sequence, const kernels::SampleResult& result, absl::Time now);
-  void TakeScores(Sequence* sequence, int64_t first, int32_t n, size_t at);
+  void TakeScores(Sequence* sequence, int64_t position, int32_t n, size_t at);
   void EndRow(Sequence* sequence, End end, const absl::Status& error);
   void TakeResults(absl::Time now);
   void KeepHeldState(Sequence* sequence);

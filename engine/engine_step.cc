@@ -20,6 +20,11 @@ absl::Status NonFinite(int64_t position) {
       absl::StrCat("the model's logits for this request are not finite at token ", position));
 }
 
+absl::Status NothingAllowed() {
+  return base::MakeStatus(absl::StatusCode::kFailedPrecondition, "CONSTRAINT_ALLOWS_NOTHING",
+                          "the constraint allows no token after what was sampled");
+}
+
 }  // namespace
 
 void EngineLoop::RunStep() {
@@ -56,7 +61,7 @@ void EngineLoop::CountGenerated(const Sequence& sequence) {
 void EngineLoop::BuildBatch() {
   // Sampling and scoring each want their logits side by side.
   std::partition(shares_.begin(), shares_.end(),
-                 [&](const StepShare& s) { return !running_[s.row]->score; });
+                 [&](const StepShare& s) { return !running_[s.row]->scores_next(); });
   tokens_.clear();
   offsets_.assign(1, 0);
   slots_.clear();
@@ -82,9 +87,9 @@ void EngineLoop::AddToBatch(const StepShare& share) {
   slots_.push_back(sequence.slot);
   const int32_t wanted = sequence.WantedLogits(share.tokens);
   for (int32_t i = end - wanted; i < end; ++i) logits_of_.push_back(i);
-  if (sequence.score) {
-    const int64_t first = sequence.FirstScored();
-    for (int32_t i = 0; i < wanted; ++i) targets_.push_back(sequence.continuation[first + i]);
+  if (sequence.scores_next()) {
+    const int64_t next = sequence.consumed + share.tokens;
+    for (int64_t i = next - wanted; i < next; ++i) targets_.push_back(sequence.Target(i));
   } else if (wanted == 1) {
     sequence.sampling.Fill(&sample_rows_.emplace_back());
   }
@@ -122,17 +127,19 @@ void EngineLoop::TakeResults(absl::Time now) {
   for (const StepShare& share : shares_) {
     Sequence* sequence = running_[share.row].get();
     const int32_t wanted = sequence->WantedLogits(share.tokens);
-    const int64_t first = sequence->score ? sequence->FirstScored() : 0;
+    const bool scores = sequence->scores_next();
     sequence->consumed += share.tokens;
-    if (sequence->prefilled == absl::InfinitePast()) AfterPrefill(sequence, now);
-    if (sequence->done) continue;
-    if (sequence->score) {
+    const int64_t first = sequence->consumed - wanted;
+    if (scores && !sequence->score) TakePromptScores(sequence, first, wanted, scored);
+    if (!sequence->done && sequence->prefilled == absl::InfinitePast()) AfterPrefill(sequence, now);
+    if (sequence->done) {  // it wants nothing more
+    } else if (sequence->score) {
       TakeScores(sequence, first, wanted, scored);
-      scored += wanted;
-    } else if (wanted == 1) {
+    } else if (!scores && wanted == 1) {
       CountGenerated(*sequence);
-      TakeSample(sequence, samples_[sampled++], now);
+      TakeSample(sequence, samples_[sampled], now);
     }
+    (scores ? scored : sampled) += wanted;
   }
 }
 
@@ -140,19 +147,66 @@ void EngineLoop::AfterPrefill(Sequence* sequence, absl::Time now) {
   const int64_t total = sequence->prefill_target();
   const bool complete = sequence->consumed >= total;
   const bool long_prompt = !complete || sequence->last_progress != absl::InfinitePast();
-  if (!sequence->score && long_prompt &&
+  if (!sequence->score && sequence->index == 0 && long_prompt &&
       (complete || now - sequence->last_progress >= kProgressInterval)) {
     sequence->last_progress = now;
     p_.shards.Post(sequence->stream, ProgressEvent{sequence->consumed, total});
   }
-  if (!complete) return;
-  sequence->prefilled = sequence->last_token = now;
-  if (!sequence->score && sequence->stopping.max_tokens == 0)
-    EndRow(sequence, End::kLength, absl::OkStatus());
+  if (complete) sequence->prefilled = sequence->last_token = now;
+  const size_t before = running_.size();
+  if (!sequence->in_shared_part()) Part(sequence);
+  if (!complete || sequence->score || sequence->stopping.max_tokens > 0) return;
+  EndRow(sequence, End::kLength, absl::OkStatus());
+  for (size_t row = before; row < running_.size(); ++row)
+    EndRow(running_[row].get(), End::kLength, absl::OkStatus());
+}
+
+// The input is taken in but for its last token: from here on each sequence goes its own way. Those
+// that find no free slot start from a copy on the host when one gets free, before new requests.
+void EngineLoop::Part(Sequence* leader) {
+  if (leader->followers.empty()) return;
+  std::shared_ptr<const std::vector<float>> origin;
+  for (SequencePtr& moved : std::exchange(leader->followers, {})) {
+    running_.push_back(std::move(moved));
+    Sequence* follower = running_.back().get();
+    follower->Follow(*leader);
+    follower->slot = pool_->Acquire();
+    if (follower->slot >= 0) {
+      pool_->Copy(follower->slot, leader->slot, *stream_);
+      continue;
+    }
+    if (origin == nullptr) {
+      std::vector<float> state(pool_->state_floats());
+      pool_->CopyOut(leader->slot, state, *stream_);
+      stream_->Synchronize();
+      origin = std::make_shared<const std::vector<float>>(std::move(state));
+    }
+    follower->origin = origin;
+  }
+  stream_->Synchronize();
+}
+
+// Scores of the input: tokens[position + 1] and on.
+void EngineLoop::TakePromptScores(Sequence* sequence, int64_t position, int32_t n, size_t at) {
+  if (n == 0) return;
+  PromptLogprobsEvent event;
+  event.first = position + 1 - sequence->pending_size;
+  for (int32_t i = 0; i < n; ++i) {
+    if (!std::isfinite(logprobs_[at + i])) {
+      EndRow(sequence, End::kError, NonFinite(sequence->base_consumed + position + 1 + i));
+      return;
+    }
+    event.tokens.push_back({targets_[at + i], logprobs_[at + i]});
+  }
+  p_.shards.Post(sequence->stream, std::move(event));
 }
 
 void EngineLoop::TakeSample(Sequence* sequence, const kernels::SampleResult& result,
                             absl::Time now) {
+  if (!sequence->sampling.some_allowed()) {
+    EndRow(sequence, End::kError, NothingAllowed());
+    return;
+  }
   if (result.token < 0) {
     EndRow(sequence, End::kError, NonFinite(sequence->base_consumed + sequence->consumed));
     return;
@@ -167,12 +221,11 @@ void EngineLoop::TakeSample(Sequence* sequence, const kernels::SampleResult& res
   }
 }
 
-void EngineLoop::TakeScores(Sequence* sequence, int64_t first, int32_t n, size_t at) {
+void EngineLoop::TakeScores(Sequence* sequence, int64_t position, int32_t n, size_t at) {
   ScoreEvent event;
   for (int32_t i = 0; i < n; ++i) {
     if (!std::isfinite(logprobs_[at + i])) {
-      EndRow(sequence, End::kError,
-             NonFinite(sequence->base_consumed + sequence->pending_size + first + i));
+      EndRow(sequence, End::kError, NonFinite(sequence->base_consumed + position + 1 + i));
       return;
     }
     event.logprobs.push_back(logprobs_[at + i]);

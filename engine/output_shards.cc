@@ -124,6 +124,7 @@ void OutputShards::DeliverEvent(OutputStream& stream, OutputEvent& event) {
                  [&](QueuedEvent& e) { stream.sink_->OnQueued(e.position); },
                  [&](std::unique_ptr<StartedEvent>& e) { stream.sink_->OnStarted(*e); },
                  [&](ProgressEvent& e) { stream.sink_->OnProgress(e); },
+                 [&](PromptLogprobsEvent& e) { stream.sink_->OnPromptLogprobs(e); },
                  [&](std::unique_ptr<FinishedEvent>& e) { stream.sink_->OnFinished(*e); },
                  [&](absl::Status& e) {
                    stream.sink_ != nullptr ? stream.sink_->OnError(e)

@@ -25,8 +25,8 @@ struct QueuedEvent {
 // Usage ends a score; FinishedEvent or absl::Status end any request. What comes once a request is
 // behind a pointer, so that a token's event stays small.
 using OutputEvent =
-    std::variant<TokenEvent, QueuedEvent, ProgressEvent, ScoreEvent, Usage, absl::Status,
-                 std::unique_ptr<StartedEvent>, std::unique_ptr<FinishedEvent>>;
+    std::variant<TokenEvent, QueuedEvent, ProgressEvent, PromptLogprobsEvent, ScoreEvent, Usage,
+                 absl::Status, std::unique_ptr<StartedEvent>, std::unique_ptr<FinishedEvent>>;
 
 // One request's sink and what its shard keeps for it. Owned by the request's sequence on the engine
 // thread and by the events on their way, whichever lasts longer.

@@ -10,10 +10,14 @@
 #include "absl/status/status.h"
 #include "absl/strings/cord.h"
 #include "absl/time/time.h"
+#include "engine/constraint.h"
 #include "engine/store/types.h"
 #include "kernels/ops.h"
 
 namespace skein::engine {
+
+// Which tokens penalties count: those that the request samples, or the whole conversation's too.
+enum class PenaltyScope { kRequest, kConversation };
 
 struct SamplingOptions {
   float temperature = 1.0f;  // 0: greedy
@@ -22,8 +26,9 @@ struct SamplingOptions {
   float min_p = 0.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  float penalty_decay = 1.0f;  // counts are multiplied by it at each token of this request
+  float penalty_decay = 1.0f;  // counts are multiplied by it at each token
   float repetition_penalty = 1.0f;
+  PenaltyScope penalty_scope = PenaltyScope::kRequest;
   bool top_p_before_temperature = false;
   std::optional<uint64_t> seed;  // unset: drawn by the engine and told in Started
   std::vector<kernels::TokenValue> logit_bias;
@@ -62,11 +67,21 @@ struct GenerateRequest {
   SamplingOptions sampling;
   StoppingOptions stopping;
   bool want_logprobs = false;
-  int32_t top_logprobs = 0;  // 0..kernels::kMaxTopLogprobs
-  // More than 1: the input is taken in once, then this many sequences sample on their own.
+  int32_t top_logprobs = 0;           // 0..kernels::kMaxTopLogprobs
+  bool want_prompt_logprobs = false;  // of the input's tokens; see PromptLogprobsEvent
+  // More than 1: the input is taken in once, then this many sequences sample on their own. Index i
+  // samples what a request of its own with SequenceSeed(seed, i) would. The conversation stays as
+  // it was: each index becomes a new one.
   int32_t num_sequences = 1;
+  // Null: none. Each sequence works on a clone.
+  std::shared_ptr<const Constraint> constraint;
   absl::Time deadline = absl::InfiniteFuture();  // the gRPC deadline; ends with DEADLINE_EXCEEDED
 };
+
+// Documented in the API, so that a client can repeat one of several sequences.
+inline uint64_t SequenceSeed(uint64_t seed, int32_t index) {
+  return seed + static_cast<uint64_t>(index);
+}
 
 struct ScoreRequest {
   std::string request_id;
@@ -90,6 +105,13 @@ struct StartedEvent {
 
 struct ProgressEvent {
   int64_t done = 0, total = 0;  // prefill tokens
+};
+
+// Log-probabilities of the next input tokens (the separator before them included), each given all
+// tokens before it. Of the first token of an empty conversation there is none: NaN.
+struct PromptLogprobsEvent {
+  int64_t first = 0;  // place of tokens[0] in the input
+  std::vector<kernels::TokenValue> tokens;
 };
 
 struct TokenEvent {
@@ -134,14 +156,15 @@ inline std::optional<int64_t> CommittedVersion(const absl::Status& status) {
 }
 
 // Receives one request's events, in order, from one thread at a time (an output shard): OnQueued*,
-// OnStarted, OnProgress*, OnOutput*, then exactly one of OnFinished or OnError. Calls must return
-// quickly and never block.
+// OnStarted, OnProgress* and OnPromptLogprobs*, OnOutput*, then exactly one of OnFinished or
+// OnError. Calls must return quickly and never block.
 class ResponseSink {
  public:
   virtual ~ResponseSink() = default;
   virtual void OnQueued(int64_t position) = 0;
   virtual void OnStarted(const StartedEvent& event) = 0;
   virtual void OnProgress(const ProgressEvent& event) = 0;
+  virtual void OnPromptLogprobs(const PromptLogprobsEvent&) {}  // only when asked for
   // Tokens that are final (not held back by a partial stop match) and the valid UTF-8 text that
   // they complete; either may be empty. When a stop string begins inside a token, the leading bytes
   // come as re-encoded tokens, whose logprob is NaN: they were never sampled.

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 #include "engine/tokenizer.h"
 
 namespace skein::engine {
@@ -69,10 +71,73 @@ void SamplingState::Fill(kernels::SampleRow* row) const {
   row->num_bias = static_cast<int32_t>(bias.size());
   row->counts = counts_.data();
   row->num_counts = static_cast<int32_t>(counts_.size());
+  if (constraint_ != nullptr) row->mask = allowed_.data();
+}
+
+void SamplingState::CountBefore(std::span<const int32_t> earlier, std::span<const int32_t> input) {
+  if (!penalties_) return;
+  struct Count {
+    size_t place;  // in counts_
+    double value;
+    int64_t last;  // position of the latest one
+  };
+  absl::flat_hash_map<int32_t, Count> found;
+  const double decay = penalty_decay_;
+  int64_t position = 0;
+  for (const std::span<const int32_t> part : {earlier, input}) {
+    for (const int32_t token : part) {
+      const auto [it, first] = found.try_emplace(token, Count{found.size(), 1, position});
+      Count& count = it->second;
+      if (!first) count.value = count.value * std::pow(decay, position - count.last) + 1;
+      count.last = position++;
+    }
+  }
+  counts_.reserve(counts_.capacity() + found.size());
+  counts_.resize(found.size());
+  for (const auto& [token, count] : found) {
+    counts_[count.place] = {
+        token, static_cast<float>(count.value * std::pow(decay, position - 1 - count.last))};
+  }
+}
+
+void SamplingState::Constrain(std::unique_ptr<Constraint> constraint) {
+  constraint_ = std::move(constraint);
+  allowed_.resize(constraint_->Allowed().size());
+  UpdateAllowed();
+}
+
+SamplingState SamplingState::Clone(uint64_t seed) const {
+  SamplingState copy;
+  copy.row_ = row_;
+  copy.row_.seed = seed;
+  copy.penalty_decay_ = penalty_decay_;
+  copy.penalties_ = penalties_;
+  copy.min_tokens_ = min_tokens_;
+  copy.bias_ = bias_;
+  copy.early_bias_ = early_bias_;
+  copy.counts_.reserve(counts_.capacity());
+  copy.counts_ = counts_;
+  if (constraint_ != nullptr) copy.Constrain(constraint_->Clone());
+  return copy;
+}
+
+void SamplingState::UpdateAllowed() {
+  const std::span<const uint32_t> by_constraint = constraint_->Allowed();
+  SKEIN_CHECK(by_constraint.size() == allowed_.size());
+  uint32_t any = 0;
+  for (size_t i = 0; i < allowed_.size(); ++i) {
+    allowed_[i] = by_constraint[i] & (row_.mask != nullptr ? row_.mask[i] : ~uint32_t{0});
+    any |= allowed_[i];
+  }
+  some_allowed_ = any != 0;
 }
 
 void SamplingState::Accept(int32_t token) {
   ++row_.position;
+  if (constraint_ != nullptr) {
+    constraint_->Accept(token);
+    UpdateAllowed();
+  }
   if (!penalties_) return;
   bool seen = false;
   for (TokenValue& count : counts_) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 #include <utility>
 
 namespace skein::engine {
@@ -73,13 +74,47 @@ void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask
                              bool observed) {
   tenant = request.tenant;
   commit = request.commit;
+  prompt_logprobs = request.want_prompt_logprobs;
   stopping = std::move(request.stopping);
   const size_t most = std::min(stopping.max_tokens, kMostReserved);
   StartFromLease(request.separator, request.input, most);
   sampling = SamplingState(request.sampling, stopping, request.want_logprobs, request.top_logprobs,
                            request.sampling.seed.value_or(seed), valid_mask);
+  if (request.constraint != nullptr) sampling.Constrain(request.constraint->Clone());
+  if (request.sampling.penalty_scope == PenaltyScope::kConversation) {
+    std::span<const int32_t> earlier;
+    if (lease.has_value()) earlier = lease->all_tokens;
+    sampling.CountBefore(earlier, std::span<const int32_t>(tokens).subspan(pending_size));
+  }
+  if (lease.has_value()) lease->all_tokens = {};
   if (!stopping.stop_strings.empty()) hold_back.emplace(stopping.stop_strings);
   if (observed) inter_token.reserve(most);
+}
+
+void Sequence::StartFollower(const Sequence& leader, int32_t number) {
+  index = number;
+  request_id = leader.request_id;
+  tenant = leader.tenant;
+  control = leader.control;
+  commit = leader.commit;
+  reserves = leader.reserves;
+  stopping = leader.stopping;
+  submitted = leader.submitted;
+  deadline = leader.deadline;
+  sampling = leader.sampling.Clone(SequenceSeed(leader.sampling.seed(), number));
+  if (leader.hold_back.has_value()) hold_back.emplace(stopping.stop_strings);
+  inter_token.reserve(leader.inter_token.capacity());
+}
+
+void Sequence::Follow(const Sequence& leader) {
+  tokens.reserve(leader.tokens.size() + std::min(stopping.max_tokens, kMostReserved));
+  tokens = leader.tokens;
+  consumed = leader.consumed;
+  pending_size = leader.pending_size;
+  prompt_size = leader.prompt_size;
+  base_consumed = leader.base_consumed;
+  admitted = leader.admitted;
+  restore = leader.restore;
 }
 
 void Sequence::StartScore(ScoreRequest request) {
@@ -98,13 +133,20 @@ int64_t Sequence::prefill_target() const {
 
 RowDemand Sequence::Demand() const {
   RowDemand demand;
+  demand.blocked = paused || slot < 0;
+  if (in_shared_part()) {
+    demand.remaining = prompt_size - 1 - consumed;
+    const int64_t first_wanted = std::max<int64_t>(0, pending_size - 1);
+    demand.unscored =
+        prompt_logprobs ? std::max<int64_t>(0, first_wanted - consumed) : demand.remaining;
+    return demand;
+  }
   const int64_t end = output_size() > 0 ? static_cast<int64_t>(tokens.size()) : prefill_target();
   demand.remaining = end - consumed;
   const bool no_logits = !score && stopping.max_tokens == 0;
   const int64_t first_wanted =
       score ? prompt_size - static_cast<int64_t>(continuation.size()) : end - 1;
   demand.unscored = no_logits ? demand.remaining : std::max<int64_t>(0, first_wanted - consumed);
-  demand.blocked = paused || slot < 0;
   return demand;
 }
 
@@ -116,9 +158,9 @@ int32_t Sequence::WantedLogits(int32_t n) const {
   return static_cast<int32_t>(std::max<int64_t>(0, n - Demand().unscored));
 }
 
-int64_t Sequence::FirstScored() const {
-  const int64_t first_wanted = prompt_size - static_cast<int64_t>(continuation.size());
-  return std::max(consumed, first_wanted) - first_wanted;
+int32_t Sequence::Target(int64_t position) const {
+  const bool last = position + 1 == static_cast<int64_t>(tokens.size());
+  return last ? continuation.back() : tokens[position + 1];
 }
 
 std::optional<End> Sequence::Accept(const kernels::SampleResult& result, absl::Time now,

@@ -29,6 +29,7 @@ struct RequestControl {
   enum Cancel : int { kNone, kByClient, kByTransport };
   std::atomic<int> cancel{kNone};
   std::atomic<bool> turn_came{false};  // the conversation that it waits for may be free
+  int32_t live = 1;  // sequences of the request that have not ended; engine thread only
 };
 
 enum class End { kStop, kLength, kTime, kCancelled, kDrained, kDisconnected, kDeadline, kError };
@@ -47,9 +48,12 @@ struct Sequence {
   std::string request_id, tenant;
   std::shared_ptr<RequestControl> control;
   std::shared_ptr<OutputStream> stream;
-  std::optional<Lease> lease;  // none: stateless. A score's lease reserves nothing
+  std::optional<Lease> lease;  // none: stateless
+  bool reserves = false;       // the lease does: it has to be committed or released
   TemplateCursor cursor = TemplateCursor::kStart;  // after the conversation at the lease's base
   bool score = false;
+  int32_t index = 0;  // among the sequences of one request
+  bool prompt_logprobs = false;
   CommitMode commit = CommitMode::kNever;
   StoppingOptions stopping;
   std::vector<int32_t> continuation;  // of a score
@@ -75,8 +79,14 @@ struct Sequence {
   std::string stop_match;
   std::optional<int32_t> stop_token;
 
+  // The other sequences of the request, until the one that takes the input in for all of them has
+  // come to where they part: before the last token of the prompt, which each consumes by itself.
+  std::vector<std::unique_ptr<Sequence>> followers;
+
   int32_t slot = -1;
-  std::vector<float> parked;      // the state while it has no slot; empty before admission
+  std::vector<float> parked;  // the state while it has no slot; empty before admission
+  // The same, as it was at the parting: shared by the followers that found no slot.
+  std::shared_ptr<const std::vector<float>> origin;
   std::vector<float> held_state;  // the state before the held tokens, while hold_back holds any
   int64_t held_consumed = -1;     // what it has consumed; -1: there is none
   bool paused = false;
@@ -98,19 +108,31 @@ struct Sequence {
   void StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed,
                      bool observed);
   void StartScore(ScoreRequest request);
+  // Of a follower: the same request once more, with a seed of its own. `leader` has been started.
+  void StartFollower(const Sequence& leader, int32_t number);
+  // Of a follower, at the parting: what it shares with the one that took the input in, up to where
+  // that one is. The state is moved by the caller.
+  void Follow(const Sequence& leader);
 
   int64_t output_size() const { return static_cast<int64_t>(tokens.size()) - prompt_size; }
   bool prefilling() const { return consumed < prompt_size && output_size() == 0; }
   // Tokens to consume before the first output, or at all when there is none. With max_tokens 0 the
   // last token stays pending, so that the next turn has something to go on from.
   int64_t prefill_target() const;
+  // The prompt but for its last token is taken in on its own first: several sequences part there,
+  // and what is scored before there is not sampled from.
+  bool in_shared_part() const {
+    return (prompt_logprobs || !followers.empty()) && consumed < prompt_size - 1;
+  }
+  // Logits of the next tokens are for scoring the tokens behind them, not for sampling.
+  bool scores_next() const { return score || (prompt_logprobs && in_shared_part()); }
   RowDemand Demand() const;
   // Appends the next n tokens to consume.
   void AppendNext(int32_t n, std::vector<int32_t>* out) const;
   // How many of the next n tokens' logits are wanted; they are the last ones.
   int32_t WantedLogits(int32_t n) const;
-  // The continuation token that the first of them predicts.
-  int64_t FirstScored() const;
+  // The token after tokens[position], whose log-probability is asked for.
+  int32_t Target(int64_t position) const;
 
   // Takes a sampled token; what is final now goes to *released. Says whether, and how, the request
   // ends.

@@ -63,4 +63,9 @@ void StatePool::CopyOut(int32_t slot, std::span<float> state, kernels::Stream& s
   device_.CopyToHost(state.data(), At(slot), bytes(), stream);
 }
 
+void StatePool::Copy(int32_t to, int32_t from, kernels::Stream& stream) {
+  SKEIN_CHECK(taken_[to] && taken_[from] && to != from);
+  device_.CopyOnDevice(At(to), At(from), bytes(), stream);
+}
+
 }  // namespace skein::engine

@@ -26,6 +26,7 @@ class StatePool {
   void Zero(int32_t slot, kernels::Stream& stream);
   void CopyIn(int32_t slot, std::span<const float> state, kernels::Stream& stream);
   void CopyOut(int32_t slot, std::span<float> state, kernels::Stream& stream) const;
+  void Copy(int32_t to, int32_t from, kernels::Stream& stream);
 
   float* base() const { return buffer_.as<float>(); }
   int64_t state_floats() const { return state_floats_; }

@@ -122,7 +122,28 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
   ++(lease.rebuilt ? misses_ : hits_);
   lease.pending = conversation.Tokens(base, cell == nullptr ? 0 : cell->snapshot->consumed);
   lease.last_tokens = conversation.Tokens(base, std::max<int64_t>(0, lease.tokens - kLastTokens));
+  if (request.want_all_tokens) lease.all_tokens = conversation.Tokens(base, 0);
   return lease;
+}
+
+absl::StatusOr<int64_t> ConversationStore::Impl::LeaseBase(const LeaseRequest& request,
+                                                           Map::iterator it) const {
+  const ConversationKey& key = request.key;
+  const bool exists = it != conversations_.end();
+  if (!exists && !request.create_if_missing) return Missing(key);
+  const int64_t head = exists ? it->second.head : 0;
+  if (request.expected_version.value_or(head) != head) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "VERSION_MISMATCH",
+                      absl::StrCat("the head of conversation '", key.id, "' is version ", head,
+                                   ", not ", *request.expected_version));
+  }
+  const int64_t base = request.base_version.value_or(head);
+  if (!exists && base != 0) return NoSuchVersion(key, base);
+  if (!exists) return 0;
+  SKEIN_RETURN_IF_ERROR(Base(*it, base).status());
+  SKEIN_RETURN_IF_ERROR(
+      CheckModel(key, it->second, base, request.model, request.on_model_mismatch));
+  return base;
 }
 
 absl::StatusOr<Lease> ConversationStore::Impl::TakeLease(const LeaseRequest& request,
@@ -130,22 +151,8 @@ absl::StatusOr<Lease> ConversationStore::Impl::TakeLease(const LeaseRequest& req
   const ConversationKey& key = request.key;
   const Map::iterator it = Find(key, garbage);
   const bool exists = it != conversations_.end();
-  if (!exists && !request.create_if_missing) return Missing(key);
   if (exists && it->second.busy) return Busy(key);
-  const int64_t head = exists ? it->second.head : 0;
-  if (request.expected_version.value_or(head) != head) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "VERSION_MISMATCH",
-                      absl::StrCat("the head of conversation '", key.id, "' is version ", head,
-                                   ", not ", *request.expected_version));
-  }
-  int64_t base = request.base_version.value_or(head);
-  if (exists) {
-    SKEIN_ASSIGN_OR_RETURN(base, Base(*it, request.base_version));
-    SKEIN_RETURN_IF_ERROR(
-        CheckModel(key, it->second, base, request.model, request.on_model_mismatch));
-  } else if (base != 0) {
-    return NoSuchVersion(key, base);
-  }
+  SKEIN_ASSIGN_OR_RETURN(const int64_t base, LeaseBase(request, it));
   SKEIN_RETURN_IF_ERROR(RoomFor(key.tenant, request.quotas, exists ? 0 : 1,
                                 kVersionBytes + (exists ? 0 : kConversationBytes)));
   Entry& entry = exists ? *it : Insert(key, request.ttl.value_or(options_.ttl));
@@ -257,6 +264,10 @@ ConversationStore::~ConversationStore() = default;
 
 absl::StatusOr<Lease> ConversationStore::Acquire(const LeaseRequest& request) {
   return impl_->Acquire(request);
+}
+absl::StatusOr<std::vector<Lease>> ConversationStore::AcquireCopies(const LeaseRequest& request,
+                                                                    int32_t n) {
+  return impl_->AcquireCopies(request, n);
 }
 absl::StatusOr<Lease> ConversationStore::Peek(const LeaseRequest& request) const {
   return impl_->Peek(request);

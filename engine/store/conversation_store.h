@@ -44,6 +44,11 @@ class ConversationStore {
   // FAILED_PRECONDITION (VERSION_MISMATCH: expected_version is not the head; MODEL_MISMATCH;
   // VOCABULARY_MISMATCH), NOT_FOUND (base_version), RESOURCE_EXHAUSTED.
   absl::StatusOr<Lease> Acquire(const LeaseRequest& request);
+  // For a request of several sequences: makes n copies of the conversation at the base and reserves
+  // those; it stays as it was and may be busy. Unknown with create_if_missing: n empty ones. The
+  // leases are alike but for their keys; only the first has `pending`. With n 0 nothing is made,
+  // and the one lease reserves nothing. Else as Acquire.
+  absl::StatusOr<std::vector<Lease>> AcquireCopies(const LeaseRequest& request, int32_t n);
   // Reads without reserving, for Score: neither creates nor looks at expected_version, and rebuilds
   // another model's states.
   absl::StatusOr<Lease> Peek(const LeaseRequest& request) const;

@@ -52,6 +52,7 @@ class ConversationStore::Impl {
       : options_(options), cache_(options.budget_bytes), lines_(options.max_waiting) {}
 
   absl::StatusOr<Lease> Acquire(const LeaseRequest& request);
+  absl::StatusOr<std::vector<Lease>> AcquireCopies(const LeaseRequest& request, int32_t n);
   absl::StatusOr<Lease> Peek(const LeaseRequest& request);
   absl::StatusOr<int64_t> Commit(const Lease& lease, std::vector<int32_t> input,
                                  std::vector<int32_t> output,
@@ -90,6 +91,9 @@ class ConversationStore::Impl {
   using Garbage = SnapshotCache::Garbage;
 
   // conversation_store.cc
+  // The version to start from; all of a lease's refusals but that it is busy or there is no room.
+  absl::StatusOr<int64_t> LeaseBase(const LeaseRequest& request, Map::iterator it) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<Lease> TakeLease(const LeaseRequest& request, Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RoomFor(const std::string& tenant, const Quotas& quotas, int64_t conversations,

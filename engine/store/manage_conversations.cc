@@ -189,6 +189,47 @@ absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
   return copies;
 }
 
+absl::StatusOr<std::vector<Lease>> ConversationStore::Impl::AcquireCopies(
+    const LeaseRequest& request, int32_t n) {
+  Garbage garbage;
+  std::lock_guard<std::mutex> lock(mu_);
+  const std::string& tenant = request.key.tenant;
+  std::vector<ConversationKey> keys;
+  if (n > 0) {
+    SKEIN_ASSIGN_OR_RETURN(keys, ForkKeys(tenant, n, {}, &garbage));
+  }
+  const Map::iterator it = Find(request.key, &garbage);
+  SKEIN_ASSIGN_OR_RETURN(const int64_t base, LeaseBase(request, it));
+  static const Conversation kNone;
+  const Conversation& source = it == conversations_.end() ? kNone : it->second;
+  const int64_t each =
+      kConversationBytes + kVersionBytes * (static_cast<int64_t>(source.versions.size()) + 1);
+  if (n > 0) SKEIN_RETURN_IF_ERROR(RoomFor(tenant, request.quotas, n, n * each));
+  Lease lease;
+  lease.key = request.key;
+  lease.model = request.model;
+  if (it != conversations_.end()) {
+    Use(&*it);
+    if (!it->second.busy) Schedule(&*it);
+    lease = MakeLease(*it, base, request);
+  }
+  if (n == 0) return std::vector<Lease>{std::move(lease)};
+  const absl::Duration ttl = it == conversations_.end() ? options_.ttl : source.ttl;
+  std::vector<Lease> leases;
+  for (ConversationKey& key : keys) {
+    Entry& copy = Insert(std::move(key), request.ttl.value_or(ttl));
+    CopyUpTo(source, base, &tenants_.at(tenant), &copy.second);
+    copy.second.busy = true;
+    Unschedule(&copy.second);
+    lease.key = copy.first;
+    lease.created = true;
+    leases.push_back(lease);
+    lease.pending.clear();  // the first one takes them in for all
+    lease.all_tokens.clear();
+  }
+  return leases;
+}
+
 absl::StatusOr<ConversationInfo> ConversationStore::Impl::Rewind(const ConversationKey& key,
                                                                  int64_t version) {
   Garbage garbage;

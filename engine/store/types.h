@@ -112,6 +112,7 @@ struct LeaseRequest {
   std::optional<int64_t> base_version = {};      // unset: the head
   std::optional<int64_t> expected_version = {};  // fail unless the head is this one
   Pending pending = Pending::kAny;
+  bool want_all_tokens = false;
   // Set at the commit. Unset: as it is; of a new conversation the store's default.
   std::optional<absl::Duration> ttl = {};
   Quotas quotas = {};  // of the tenant, held at once and at the commit
@@ -125,10 +126,11 @@ struct Lease {
   bool created = false;              // by this lease; aborting it removes the conversation again
   std::vector<int32_t> last_tokens;  // the end of the conversation at base, for the chat template
   std::shared_ptr<const StateSnapshot>
-      snapshot;                  // nearest kept one at or before base; null: from zero
-  std::vector<int32_t> pending;  // tokens of the conversation from snapshot->consumed on
-  int64_t tokens = 0;            // of the conversation at base
-  bool rebuilt = false;          // base's own snapshot was gone: pending holds whole turns
+      snapshot;                     // nearest kept one at or before base; null: from zero
+  std::vector<int32_t> pending;     // tokens of the conversation from snapshot->consumed on
+  int64_t tokens = 0;               // of the conversation at base
+  std::vector<int32_t> all_tokens;  // those, when asked for
+  bool rebuilt = false;             // base's own snapshot was gone: pending holds whole turns
   std::optional<absl::Duration> ttl;
   Quotas quotas;
 };

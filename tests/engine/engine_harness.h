@@ -33,6 +33,12 @@ class CollectingSink final : public ResponseSink {
     std::lock_guard<std::mutex> lock(mu_);
     progress.push_back(event);
   }
+  void OnPromptLogprobs(const PromptLogprobsEvent& event) override {
+    Note("prompt logprobs");
+    std::lock_guard<std::mutex> lock(mu_);
+    EXPECT_EQ(event.first, static_cast<int64_t>(prompt.size()));
+    prompt.insert(prompt.end(), event.tokens.begin(), event.tokens.end());
+  }
   void OnOutput(std::vector<TokenEvent> tokens, std::string text) override {
     Note("output");
     std::lock_guard<std::mutex> lock(mu_);
@@ -93,6 +99,7 @@ class CollectingSink final : public ResponseSink {
   std::vector<std::string> log;
   std::optional<StartedEvent> started;
   std::vector<ProgressEvent> progress;
+  std::vector<kernels::TokenValue> prompt;
   std::vector<TokenEvent> events;
   std::string text;
   std::optional<FinishedEvent> finished;

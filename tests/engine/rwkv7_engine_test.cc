@@ -147,6 +147,38 @@ TEST_P(Rwkv7EngineTest, ScoreEqualsSampling) {
   }
 }
 
+TEST_P(Rwkv7EngineTest, SeveralSequencesEqualEachAlone) {
+  h_.options.slots = 3;
+  h_.Start();
+  GenerateRequest request = Sampled(Prompt(40, 1), 5);
+  request.num_sequences = 5;
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int i = 0; i < 5; ++i) sinks.push_back(std::make_shared<CollectingSink>());
+  ASSERT_TRUE(h_.engine->Submit(request, {sinks.begin(), sinks.end()}).ok());
+  for (int i = 0; i < 5; ++i) {
+    sinks[i]->Wait();
+    EXPECT_EQ(OutputOf(*sinks[i]), OutputOf(*h_.Run(Sampled(Prompt(40, 1), 5 + i)))) << i;
+  }
+}
+
+TEST_P(Rwkv7EngineTest, PromptLogprobsEqualScore) {
+  h_.options.max_prefill_chunk = 7;
+  h_.Start();
+  GenerateRequest request = Sampled(Prompt(50, 2), 5);
+  request.want_prompt_logprobs = true;
+  const auto sink = h_.Run(request);
+  ScoreRequest score;
+  score.request_id = "score";
+  score.prompt = {request.input[0]};
+  score.continuation.assign(request.input.begin() + 1, request.input.end());
+  const auto scored = std::make_shared<CollectingScoreSink>();
+  ASSERT_TRUE(h_.engine->Submit(score, scored).ok());
+  scored->Wait();
+  ASSERT_EQ(sink->prompt.size(), 50u);
+  for (int i = 1; i < 50; ++i) EXPECT_EQ(sink->prompt[i].value, scored->logprobs[i - 1]) << i;
+  EXPECT_EQ(OutputOf(*sink), OutputOf(*h_.Run(Sampled(Prompt(50, 2), 5))));
+}
+
 std::vector<std::string> Tiers() {
   std::vector<std::string> tiers;
   for (const char* tier : {"plain", "avx2", "avx512", "avx512bf16", "amx"}) {
