@@ -188,6 +188,7 @@ absl::StatusOr<ReloadPlan> Daemon::TryReload() {
 
 void Daemon::Drain(absl::Time deadline) {
   lifecycle_.BeginStop(deadline);
+  manager_->Stop();
   ShowHealth();
   DrainInstances(deadline);
 }

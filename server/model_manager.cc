@@ -17,6 +17,10 @@ constexpr size_t kMaxName = 128;
 
 std::string MiB(int64_t bytes) { return absl::StrCat(std::max<int64_t>(bytes, 0) >> 20, " MiB"); }
 
+absl::Status Stopping() {
+  return base::MakeStatus(absl::StatusCode::kUnavailable, "DRAINING", "the server is stopping");
+}
+
 absl::Status NameTaken(const std::string& name) {
   return base::MakeStatus(
       absl::StatusCode::kAlreadyExists, "MODEL_EXISTS",
@@ -25,11 +29,16 @@ absl::Status NameTaken(const std::string& name) {
 
 }  // namespace
 
+void ModelManager::Stop() {
+  absl::MutexLock lock(&mu_);
+  stopping_ = true;
+}
+
 ModelManager::~ModelManager() {
+  Stop();
   std::thread thread;
   {
     absl::MutexLock lock(&mu_);
-    stopping_ = true;
     thread.swap(thread_);
   }
   if (thread.joinable()) thread.join();
@@ -40,7 +49,7 @@ absl::Status ModelManager::LoadNow(const ModelSource& source,
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   SKEIN_ASSIGN_OR_RETURN(
       std::unique_ptr<ServedInstance> instance,
-      LoadInstance(source, {*config, conversations_, metrics_}, std::move(progress)));
+      LoadInstance(source, {*config, conversations_, metrics_}, std::move(progress), nullptr));
   if (!lifecycle_.Serve(&instance, /*replace=*/false)) {
     return absl::InvalidArgumentError(
         absl::StrCat("models: two models have the name '", instance->name(), "'"));
@@ -71,9 +80,7 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
     return base::MakeStatus(absl::StatusCode::kAborted, "LOAD_IN_PROGRESS",
                             "another model is being loaded; one at a time");
   }
-  if (stopping_) {
-    return base::MakeStatus(absl::StatusCode::kUnavailable, "DRAINING", "the server is stopping");
-  }
+  if (stopping_) return Stopping();
   if (thread_.joinable()) thread_.join();  // it has ended: loading_ is false
   loading_ = true;
   thread_ = std::thread(
@@ -108,21 +115,25 @@ absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool
                                                  LoadListener* listener) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   SKEIN_RETURN_IF_ERROR(CheckRoom(source, *config));
-  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<ServedInstance> instance,
-                         LoadInstance(source, {*config, conversations_, metrics_},
-                                      [listener](double f) { listener->OnProgress(f); }));
+  absl::StatusOr<std::unique_ptr<ServedInstance>> loaded = LoadInstance(
+      source, {*config, conversations_, metrics_},
+      [listener](double fraction) { listener->OnProgress(fraction); },
+      [this, listener] { return StillWanted(*listener).ok(); });
+  SKEIN_RETURN_IF_ERROR(StillWanted(*listener));
+  if (!loaded.ok()) return loaded.status();
+  std::unique_ptr<ServedInstance> instance = *std::move(loaded);
   v1::Model description = instance->description;
-  {
-    absl::MutexLock lock(&mu_);
-    if (stopping_ || !listener->Wanted()) {
-      return absl::CancelledError("the load was cancelled before the model went live");
-    }
-  }
   // Limits may have been reloaded meanwhile.
   instance->engine->SetLimits(config_.Get()->ToEngineOptions());
   if (!lifecycle_.Serve(&instance, replace)) return NameTaken(source.Name());
   description.set_is_default(models_.default_name() == description.name());
   return description;
+}
+
+absl::Status ModelManager::StillWanted(const LoadListener& listener) const {
+  absl::MutexLock lock(&mu_);
+  if (stopping_) return Stopping();
+  return listener.Wanted() ? absl::OkStatus() : absl::CancelledError("the load was cancelled");
 }
 
 bool ModelManager::loading() const {

@@ -38,8 +38,10 @@ class ModelManager {
         metrics_(metrics),
         models_(models),
         lifecycle_(lifecycle) {}
-  // Waits for a load that is under way; its model does not go live.
   ~ModelManager();
+
+  // A load that is under way ends soon and its model does not go live; no other one begins.
+  void Stop();
 
   // At start, on the caller's thread: from anywhere, without asking for room first.
   absl::Status LoadNow(const ModelSource& source, std::function<void(double)> progress);
@@ -60,6 +62,7 @@ class ModelManager {
   absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
                                      LoadListener* listener);
   absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config) const;
+  absl::Status StillWanted(const LoadListener& listener) const;
   absl::Status CheckName(const std::string& name, bool replace) const;
 
   // Constant after construction, with their own synchronisation.

@@ -107,7 +107,7 @@ absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerCon
 
 absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
     const ModelSource& source, const InstanceParts& parts,
-    std::function<void(double fraction)> progress) {
+    std::function<void(double fraction)> progress, std::function<bool()> wanted) {
   const ServerConfig& config = parts.config;
   auto out = std::make_unique<ServedInstance>();
   out->path = source.path;
@@ -128,6 +128,7 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
   options.max_rows = engine_options.slots;
   options.max_logits = engine_options.slots;
   options.progress = std::move(progress);
+  options.wanted = std::move(wanted);
   auto model = engine::Model::Load(*checkpoint, *out->device, options);
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   out->model = *std::move(model);

@@ -56,9 +56,9 @@ struct InstanceParts {
 absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerConfig& config);
 
 // Loads a checkpoint and starts its engine. Takes seconds to minutes. `source.name` may be empty.
-// Errors name the file. `progress` may be empty.
+// Errors name the file; CANCELLED when `wanted` says no. Both functions may be empty.
 absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
     const ModelSource& source, const InstanceParts& parts,
-    std::function<void(double fraction)> progress);
+    std::function<void(double fraction)> progress, std::function<bool()> wanted);
 
 }  // namespace skein::server

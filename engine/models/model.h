@@ -23,6 +23,7 @@ struct ModelOptions {
   int32_t max_rows = 64;         // of one step
   int32_t max_logits = 64;       // rows of logits of one step
   std::function<void(double fraction)> progress;  // of loading; may be empty
+  std::function<bool()> wanted = nullptr;         // false: loading ends with CANCELLED
 };
 
 // One step's work, host memory. Row r owns tokens [offsets[r], offsets[r+1]) and the state in

@@ -152,6 +152,7 @@ absl::Status Rwkv7::Load(const Checkpoint& checkpoint) {
   layers_.reserve(config_.L);
   for (int32_t i = 0; i < config_.L && load.status().ok(); ++i) {
     progress(static_cast<double>(i) / (config_.L + 1));
+    if (options_.wanted && !options_.wanted()) return absl::CancelledError("loading was cancelled");
     layers_.push_back(LoadLayer(load, i, config_.C));
   }
   ln_out_weight_ = load.Vector("ln_out.weight");
