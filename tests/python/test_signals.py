@@ -1,5 +1,6 @@
 """Signals, reload, and a machine that runs out of things: log space, descriptors."""
 
+import hashlib
 import os
 import resource
 import signal
@@ -152,6 +153,30 @@ def test_reload_while_requests_run(start, pb, config):
         assert client.generate("y").ids
     until(lambda: limits(client).max_queued == 119)
     assert running.end().finished.usage.completion_tokens == 20000
+
+
+def test_reload_replaces_tokens(start, pb, config):
+    def client_with(token):
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        return f"auth:\n  tokens: [{{name: {token}, hash: {digest}, scopes: [generate, admin]}}]\n"
+
+    def bearer(token):
+        return [("authorization", f"Bearer {token}")]
+
+    config.write(client_with("first"))
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    request = client.request("x", max_tokens=4)
+    assert list(client.gen.Generate(request, metadata=bearer("first")))
+    running = Running(client.gen.Generate(client.request("x", max_tokens=ENDLESS), metadata=bearer("first")))
+    config.write(client_with("second"))
+    answer = client.control.ReloadConfig(pb.control.ReloadConfigRequest(), metadata=bearer("first"))
+    assert list(answer.applied) == ["auth.tokens"]
+    expect_error(grpc.StatusCode.UNAUTHENTICATED, lambda: client.gen.Generate(request, metadata=bearer("first")))
+    assert list(client.gen.Generate(request, metadata=bearer("second")))
+    before = len(running.events)  # who was let in goes on
+    until(lambda: len(running.events) > before)
+    running.cancel()
 
 
 def test_systemd_hears_of_a_reload(start, config, tmp_path):
