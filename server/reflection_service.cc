@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/descriptor.pb.h"
+#include "google/protobuf/message.h"
 #include "server/status.h"
 
 namespace skein::server {
@@ -79,6 +80,9 @@ class ReflectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
 ServerReflectionResponse Reflect(const ServerReflectionRequest& request,
                                  const std::vector<std::string>& services) {
   ServerReflectionResponse response;
+  // Nothing else uses these messages, and what is not used is not linked and could not be
+  // described.
+  google::protobuf::LinkMessageReflection<grpc::reflection::v1alpha::ServerReflectionRequest>();
   response.set_valid_host(request.host());
   *response.mutable_original_request() = request;
   const DescriptorPool& pool = *DescriptorPool::generated_pool();

@@ -3,6 +3,7 @@
 #include <sys/random.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 
 #include "absl/strings/escaping.h"
@@ -30,6 +31,9 @@ absl::StatusOr<std::string> CreateToken(ClientConfig client) {
   const std::string token = NewToken();
   client.hash = HashOf(token);
   if (client.tenant.empty()) client.tenant = client.name;
+  // --scopes "" is none.
+  client.scopes.erase(std::remove(client.scopes.begin(), client.scopes.end(), ""),
+                      client.scopes.end());
   AuthConfig auth;
   auth.tokens = {client};
   SKEIN_RETURN_IF_ERROR(LoadClients(auth).status());

@@ -26,6 +26,10 @@ def new_token(cwd, name, *arguments):
     return token, line
 
 
+def without_scopes(line):
+    return re.sub(r"scopes: \[.*\]", "scopes: []", line)
+
+
 def bearer(token):
     return [("authorization", "Bearer " + token)]
 
@@ -52,10 +56,10 @@ class Secured:
 
     def __init__(self, folder, model):
         self.tokens, lines = {}, []
-        for name, arguments in {"alice": ["--tenant", "acme"], "bob": [], "nothing": ["--scopes", ""],
+        for name, arguments in {"alice": ["--tenant", "acme"], "bob": [], "nothing": [],
                                 "admin": ["--scopes", "admin"]}.items():
             self.tokens[name], line = new_token(folder, name, *arguments)
-            lines.append(line)
+            lines.append(without_scopes(line) if name == "nothing" else line)
         file = folder / "tokens.yaml"
         file.write_text("tokens:\n" + "".join(f"  - {line}\n" for line in lines[1:]))
         self.daemon = Daemon(model, folder, settings={"auth.tokens": f"[{lines[0]}]", "auth.tokens_file": file})
@@ -87,6 +91,7 @@ def test_token_create(tmp_path):
     assert token not in line and hashlib.sha256(token.encode()).hexdigest() in line
     assert 'name: "web"' in line and 'tenant: "web"' in line and "scopes: [generate, state_io]" in line
     assert new_token(tmp_path, "web")[0] != token
+    assert "scopes: []" in new_token(tmp_path, "web", "--scopes", "")[1]
     for arguments, message in {("web", "--scopes", "root"): "there is no scope 'root'",
                                ("a b",): "the name 'a b' must be"}.items():
         refused = run("token", "create", *arguments, cwd=tmp_path)
@@ -236,8 +241,8 @@ def test_health_may_want_a_token(start, secured, tmp_path):
 
     check = health_pb2.HealthCheckRequest()
     assert health_pb2_grpc.HealthStub(secured.channel).Check(check).status == 1
-    token, line = new_token(tmp_path, "probe", "--scopes", "")
-    daemon = start({"auth.tokens": f"[{line}]", "auth.open_health": "false"})
+    token, line = new_token(tmp_path, "probe")
+    daemon = start({"auth.tokens": f"[{without_scopes(line)}]", "auth.open_health": "false"})
     health = health_pb2_grpc.HealthStub(daemon.channel)
     expect_error(UNAUTHENTICATED, lambda: health.Check(check))
     expect_error(UNAUTHENTICATED, lambda: health.Watch(check))
@@ -361,7 +366,7 @@ HASH = "0" * 64
     (["listen.address=0.0.0.0:0", f"auth.tokens=[{{name: a, hash: {HASH}}}]"], "there are no TLS"),
     (["listen.control=0.0.0.0:0"], "listen.control: other machines can reach"),
     (["listen.tls.key=x"], "listen.tls.certificate is empty"),
-    (["listen.tls.certificate=nowhere.pem"], "listen.tls.certificate: nowhere.pem"),
+    (["listen.tls.certificate=nowhere.pem"], "listen.tls.certificate: cannot open 'nowhere.pem'"),
     (["listen.tls.require_client_certificate=true"], "needs listen.tls.client_ca"),
     (["auth.tokens=[{name: a, hash: abc}]"], "client 'a': hash must be the SHA-256"),
     ([f"auth.tokens=[{{name: a, hash: {HASH}, scopes: [root]}}]"], "there is no scope 'root'"),
@@ -371,7 +376,7 @@ HASH = "0" * 64
     ([f"auth.tokens=[{{name: a, hash: {HASH}}}, {{name: b, hash: {HASH}}}]"], "have the same token"),
     ([f"auth.tokens=[{{name: a, tenant: t, hash: {HASH}, quotas: {{requests: 1}}}}, "
       f"{{name: b, tenant: t, hash: {'1' * 64}, quotas: {{requests: 2}}}}]"], "state different quotas"),
-    (["auth.tokens_file=nowhere.yaml"], "auth.tokens_file: nowhere.yaml"),
+    (["auth.tokens_file=nowhere.yaml"], "auth.tokens_file: cannot open 'nowhere.yaml'"),
 ])
 def test_refused_configuration(tmp_path, settings, message):
     arguments = [part for setting in settings for part in ("--set", setting)]
