@@ -1,7 +1,7 @@
 # The short way to everything; `make help` lists it. The build itself is CMake (CMakePresets.json).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-interop configure programs build serve chat train test test-interop bench format \
+.PHONY: help deps deps-test deps-interop configure programs build serve chat train test soak test-interop bench format \
         format-check install clean
 
 export SKEIN_DEPS ?= $(HOME)/.cache/skein
@@ -12,6 +12,7 @@ BUILD := build
 JOBS ?= $(shell deploy/jobs.sh)
 PREFIX ?= /usr/local
 ADDRESS ?= 127.0.0.1:50051
+SOAK_SECONDS ?= 600
 TRAIN_CONFIG ?= trainer/configs/text.yaml
 CLANG_FORMAT ?= clang-format-14
 
@@ -62,6 +63,9 @@ train:  ## train a model on a text file: TEXT=file; TRAIN_CONFIG=file for anothe
 test: deps-test configure  ## every test that needs neither a GPU nor the full torch
 	@$(BUILD_ALL)
 	@TEST_PYTHON=$(TEST_PYTHON) tests/run.sh $(BUILD)
+
+soak: deps-test programs  ## 64 random clients for ten minutes: no leak, no mix-up; SOAK_SECONDS=60 for a short one
+	@SKEIN_BUILD=$(CURDIR)/$(BUILD) $(TEST_PYTHON) tests/python/soak.py --seconds $(SOAK_SECONDS)
 
 test-interop: deps-interop configure  ## tests against the full torch, rwkv, safetensors and tensorboard packages
 	@$(BUILD_ALL)
