@@ -130,9 +130,12 @@ grpc::Status RunGenerate(Connection& connection, v1::GenerateRequest request,
     status = reader->Finish();
   }
   result->seconds = SecondsSince(start);
-  if (status.ok() && !(result->started && result->finished)) {
-    return grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without Started or Finished");
+  if (!status.ok()) return status;
+  if (!result->finished) {
+    return grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without Finished");
   }
+  // What was cancelled or out of time while it waited never started.
+  if (!result->started) result->started.emplace();
   return status;
 }
 
