@@ -106,8 +106,8 @@ void Daemon::LogReady() const {
   const std::shared_ptr<ServedInstance> instance = models_->Find("");
   const kernels::DeviceInfo& device = instance->device->info();
   const v1::Model& model = instance->description;
-  LogLine(LogLevel::kInfo, "ready")
-      .With("version", kVersion)
+  LogLine line(LogLevel::kInfo, "ready");
+  line.With("version", kVersion)
       .With("model", model.name())
       .With("description", model.description())
       .With("weights", model.weights())
@@ -118,6 +118,8 @@ void Daemon::LogReady() const {
       .With("grpc", address())
       .With("metrics",
             http_ == nullptr ? "none" : absl::StrCat("http://", http_->address(), "/metrics"));
+  const std::string control = grpc_->control_address();
+  if (!control.empty()) line.With("control", control);
 }
 
 std::string Daemon::device_name() const {

@@ -1,5 +1,6 @@
 """Control: models loaded, replaced and unloaded while requests run; load, drain, reload; probes over HTTP."""
 
+import re
 import shutil
 import subprocess
 import threading
@@ -378,6 +379,22 @@ def test_http_paths(shared):
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10)
     assert caught.value.code == 405
+
+
+# An address of its own.
+
+def test_control_at_its_own_address(start, pb):
+    daemon = start({"listen.control": "127.0.0.1:0"})
+    address = re.search(r" control=(\S+)", "\n".join(daemon.lines)).group(1)
+    assert address != daemon.address
+    client = Client(pb, daemon.channel)
+    expect_error(grpc.StatusCode.UNIMPLEMENTED, lambda: get_load(client))
+    with grpc.insecure_channel(address) as channel:
+        operator = Client(pb, channel)
+        assert get_load(operator).serving
+        expect_error(grpc.StatusCode.UNIMPLEMENTED, lambda: operator.stream("x"))
+        operator.control.Drain(pb.control.DrainRequest())
+    expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("x"))
 
 
 # The command line.
