@@ -118,7 +118,7 @@ void AddStore(const Models& models, const engine::ConversationStoreGauges& store
       .Value(static_cast<double>(store.conversations), {{"tier", "host"}});
   f->Gauge("skein_conversation_lines", "Requests that wait for a busy conversation.")
       .Value(static_cast<double>(store.waiting));
-  f->Gauge("skein_conversation_tombstones", "Expired conversations whose end is still known.")
+  f->Gauge("skein_conversation_tombstones", "Conversations that went and whose end is still known.")
       .Value(static_cast<double>(store.tombstones));
   f->Counter("skein_conversations_lost_total", "Conversations that went without being deleted.")
       .Value(static_cast<double>(store.expired), {{"reason", "expired"}});

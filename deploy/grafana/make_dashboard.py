@@ -85,6 +85,11 @@ ROWS = {
         ("p99 of RPCs", "s", [
             (f"histogram_quantile(0.99, sum by (le, grpc_method) (rate(grpc_server_handling_seconds_bucket{DAEMON}"
              "[$__rate_interval])))", "{{grpc_method}}")]),
+        ("Connections", "short", [(f"skein_connections{DAEMON}", "{{instance}}")]),
+        ("Connections and credentials refused", "ops", [
+            (rate("skein_connections_refused_total", "reason", DAEMON), "connection: {{reason}}"),
+            (rate("skein_auth_failures_total", "reason", DAEMON), "credentials: {{reason}}")]),
+        ("Certificate expires in", "s", [(f"skein_tls_certificate_expiry_seconds{DAEMON} - time()", "{{instance}}")]),
         ("Processor", "short", [(rate("process_cpu_seconds_total", "instance", DAEMON), "cores {{instance}}")]),
         ("Resident memory", "bytes", [(f"process_resident_memory_bytes{DAEMON}", "{{instance}}")]),
         ("Descriptors and threads", "short", [

@@ -16,11 +16,12 @@ from client import ENDLESS, Client, Running, fresh_id
 from daemon import ROOT
 
 # Set once at the start; all other series must change under load.
-CONSTANT = {"skein_build_info", "skein_model_info", "skein_config_info", "process_start_time_seconds", "process_max_fds"}
+CONSTANT = {"skein_build_info", "skein_model_info", "skein_config_info", "skein_config_last_reload_successful",
+            "skein_slots", "process_start_time_seconds", "process_max_fds"}
 # Depend on what the allocator and the thread pools do; present and positive is all that can be asked.
 PROCESS = {"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_threads", "process_open_fds"}
-# Moves when log lines cannot be written: test_signals.py.
-ELSEWHERE = {"skein_log_lines_lost_total"}
+# Move when log lines cannot be written (test_signals.py) and when there are too many connections (test_security_abuse.py).
+ELSEWHERE = {"skein_log_lines_lost_total", "skein_connections_refused_total"}
 FAMILY = re.compile(r"^# TYPE (\S+) (\S+)$", re.MULTILINE)
 
 
@@ -43,6 +44,8 @@ class Prometheus:
         config = (ROOT / "deploy" / "prometheus.yml").read_text()
         assert "127.0.0.1:9464" in config and "scrape_interval: 5s" in config
         config = config.replace("127.0.0.1:9464", target).replace("scrape_interval: 5s", "scrape_interval: 100ms")
+        config = config.replace("global:", "global:\n  evaluation_interval: 1s")
+        config = config.replace("prometheus/*.yml", str(ROOT / "deploy" / "prometheus" / "*.yml"))
         path = folder / "prometheus.yml"
         path.write_text(config)
         self.address = f"127.0.0.1:{free_port()}"
@@ -102,6 +105,13 @@ def in_background(call):
     return thread
 
 
+def wait_for_value(daemon, name, value, seconds=10):
+    end = time.monotonic() + seconds
+    while not re.search(rf"^{name}(?:{{.*}})? {value}$", scrape(daemon.metrics), re.MULTILINE):
+        assert time.monotonic() < end, f"{name} never was {value}"
+        time.sleep(0.02)
+
+
 def work(client, daemon, pb):
     """Something for every series: turns, an eviction and its rebuild, a queue, a refusal, a score."""
     conversations = [fresh_id() for _ in range(12)]
@@ -113,13 +123,23 @@ def work(client, daemon, pb):
     continuation = g.Continuation(text=g.Text(text=" text"))
     assert list(client.gen.Score(g.ScoreRequest(text=g.Text(text="some"), continuations=[continuation]), timeout=20))
 
+    # One is deleted, one expires and is remembered for a while, one is waited for.
+    client.conv.Delete(pb.conv.DeleteConversationRequest(id=conversations[1]))
+    short = pb.conv.CreateConversationRequest(id=fresh_id())
+    short.ttl.FromMilliseconds(100)
+    client.conv.Create(short)
+    writes = Running(client.stream("x", conversation=conversations[2], max_tokens=2000))
+    in_line = in_background(lambda: client.generate("y", conversation=conversations[2], wait_if_busy=True, timeout=60))
+    wait_for_value(daemon, "skein_conversation_lines", 1)
+    time.sleep(0.5)  # some scrapes see the line
+    writes.end()
+    in_line.join()
+    wait_for_value(daemon, "skein_conversations_lost_total", 1)
+
     # One slot and one place in the queue: one runs, one waits, one is refused.
     busy = Running(client.stream("x", max_tokens=ENDLESS))
     waiting = in_background(lambda: client.generate("waits " * 20))
-    end = time.monotonic() + 10
-    while not re.search(r"^skein_requests_waiting\{.*\} 1$", scrape(daemon.metrics), re.MULTILINE):
-        assert time.monotonic() < end, "nothing waits"
-        time.sleep(0.02)
+    wait_for_value(daemon, "skein_requests_waiting", 1)
     with pytest.raises(grpc.RpcError) as refused:
         client.generate("one too many")
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -139,7 +159,7 @@ def test_promtool_finds_nothing_to_say(start, pb):
 
 def test_every_series_moves(start, steady_model, prometheus, pb):
     # As few places as possible, so that little work reaches every limit.
-    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "2MiB", "shutdown.drain": "3s"},
+    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "2MiB", "shutdown.drain": "10s"},
                    model=steady_model)
     client = Client(pb, daemon.channel)
     first = scrape(daemon.metrics)
@@ -152,6 +172,7 @@ def test_every_series_moves(start, steady_model, prometheus, pb):
     text = scrape(daemon.metrics)
     daemon.terminate()
     prom.wait_for("skein_draining == 1")
+    assert prom.wait_for('ALERTS{alertname="SkeinDrainingLong", alertstate="pending"}')
     last_call.cancel()
 
     families = dict(FAMILY.findall(text))
@@ -172,5 +193,8 @@ def test_every_series_moves(start, steady_model, prometheus, pb):
             if not prom.query(f"sum(max_over_time({series}[5m])) > {before}"):
                 still.append(f"{name}: did not grow from {before}")
     assert still == []
+    # The rules ran beside it; vLLM's names.
+    assert prom.query('max_over_time(vllm:generation_tokens_total{model_name="steady"}[5m]) > 0')
+    assert prom.query('max_over_time(vllm:time_to_first_token_seconds_count{model_name="steady"}[5m]) > 0')
     # What Prometheus computes from them makes sense.
     assert prom.query("histogram_quantile(0.5, sum by (le) (rate(skein_time_to_first_token_seconds_bucket[1m]))) > 0")
