@@ -69,7 +69,7 @@ void AddAuth(YamlSchema* s, AuthConfig* a) {
 void AddSource(YamlSchema* s, ModelSource* m) {
   s->Add("path", &m->path, "checkpoint, .safetensors or .pth");
   s->Add("name", &m->name, "name that clients see; empty: from the file's name");
-  s->AddChoice("weights", &m->weights, {"auto", "bf16", "fp32"}, "as in model.weights");
+  s->AddChoice("weights", &m->weights, {"auto", "bf16", "fp32", "int8"}, "as in model.weights");
   s->Add("vocabulary", &m->vocabulary, "as in model.vocabulary");
 }
 
@@ -84,13 +84,15 @@ void AddControl(YamlSchema* s, ServerConfig* c) {
 void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
   s->Add("model.path", &m->path, "checkpoint, .safetensors or .pth");
   s->Add("model.name", &m->name, "name that clients see; empty: from the file's name");
-  s->AddChoice("model.weights", &m->weights, {"auto", "bf16", "fp32"},
-               "type of the weights in memory; auto: as stored (fp16 becomes fp32)");
+  s->AddChoice(
+      "model.weights", &m->weights, {"auto", "bf16", "fp32", "int8"},
+      "type of the weights in memory; auto: as stored (fp16 becomes fp32); int8: made at load");
   s->Add("model.vocabulary", &m->vocabulary, "World vocabulary file, for checkpoints without one");
   s->Add("cpu.threads", &cpu->threads, Ints(0, 1024),
          "threads of the model; 0: all of this process");
-  s->Add("cpu.tier", &cpu->tier,
-         "force an instruction set (plain, avx2); empty: the best there is");
+  s->Add(
+      "cpu.tier", &cpu->tier,
+      "force an instruction set (plain, avx2, avx512, avx512bf16, amx); empty: the best there is");
 }
 
 void AddEngine(YamlSchema* s, EngineConfig* e) {

@@ -71,8 +71,9 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
   SKEIN_ASSIGN_OR_RETURN(source.path, FindModelFile(source.path, config->control.model_folders));
   SKEIN_RETURN_IF_ERROR(CheckName(source.Name(), replace));
   if (source.weights.empty()) source.weights = "auto";
-  if (source.weights != "auto" && source.weights != "bf16" && source.weights != "fp32") {
-    return BadField("weights", "must be auto, bf16 or fp32");
+  if (source.weights != "auto" && source.weights != "bf16" && source.weights != "fp32" &&
+      source.weights != "int8") {
+    return BadField("weights", "must be auto, bf16, fp32 or int8");
   }
   source.vocabulary = config->model.vocabulary;
   absl::MutexLock lock(&mu_);

@@ -23,12 +23,16 @@ using Metadata = std::map<std::string, std::string>;
 engine::DType WeightsFor(const std::string& choice, const engine::Checkpoint& checkpoint) {
   if (choice == "bf16") return engine::DType::kBF16;
   if (choice == "fp32") return engine::DType::kF32;
+  if (choice == "int8") return engine::DType::kI8;
   const engine::TensorView* embedding = checkpoint.Find("emb.weight");
   const bool bf16 = embedding != nullptr && embedding->dtype == engine::DType::kBF16;
   return bf16 ? engine::DType::kBF16 : engine::DType::kF32;
 }
 
-const char* Name(engine::DType type) { return type == engine::DType::kBF16 ? "bf16" : "fp32"; }
+const char* Name(engine::DType type) {
+  if (type == engine::DType::kI8) return "int8";
+  return type == engine::DType::kBF16 ? "bf16" : "fp32";
+}
 
 std::string Meta(const Metadata& metadata, const char* key) {
   const auto it = metadata.find(key);
@@ -97,7 +101,8 @@ absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerCon
   const absl::StatusOr<engine::ModelConfig> model = checkpoint->Config();
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   const engine::EngineOptions options = config.ToEngineOptions();
-  const int64_t element = WeightsFor(source.weights, *checkpoint) == engine::DType::kBF16 ? 2 : 4;
+  // Of int8 too the embedding and the small matrices are bf16: two bytes bound it.
+  const int64_t element = WeightsFor(source.weights, *checkpoint) == engine::DType::kF32 ? 4 : 2;
   const int64_t weights = model->parameters * element;
   const int64_t floats_of_a_slot = model->state_floats() + model->V;  // and its logits
   const int64_t floats_of_a_token = 32 * int64_t{model->C} + model->F;

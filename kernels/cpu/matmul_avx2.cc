@@ -25,7 +25,7 @@ struct Kind {
   using Stored = StoredType;
   static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
-  static constexpr int kMaxRows = 6, kSide = 2;
+  static constexpr int kMaxRows = 6, kSide = 1;
   static constexpr int64_t kDepth = 256;
   static __m256 MultiplyAdd(__m256 x, __m256 w, __m256 sum) { return _mm256_fmadd_ps(x, w, sum); }
 };

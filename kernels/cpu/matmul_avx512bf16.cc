@@ -1,7 +1,8 @@
 // Matmul with AVX512-BF16: bf16 weights and x are multiplied in pairs of k. An output element is a
 // chain over the pairs; what the instruction does within a pair is the machine's (two
 // multiply-adds, denormals flushed, rounded to nearest), so results differ from the other tiers' in
-// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly. See
+// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly,
+// by AVX512-VBMI. See
 // matmul_vector.h.
 
 #include "kernels/cpu/lanes_avx512.h"
@@ -45,19 +46,38 @@ struct BF16 : Kind<DType::kBF16, uint16_t> {
   }
 };
 
-// For each half of the panel: 16 outputs of the first k, the same of the second.
+// int8 to bf16 by table: the low and the high byte of the size of a number, one of 128.
+struct Bf16Bytes {
+  alignas(64) uint8_t low[128], high[128];
+};
+constexpr Bf16Bytes MakeBf16Bytes() {
+  Bf16Bytes table{};
+  for (int size = 1; size < 128; ++size) {
+    int exponent = 0;
+    while (size >> (exponent + 1) != 0) ++exponent;
+    const int bits = (127 + exponent) << 7 | ((size << (7 - exponent)) & 0x7f);
+    table.low[size] = static_cast<uint8_t>(bits);
+    table.high[size] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}
+constexpr Bf16Bytes kBf16Bytes = MakeBf16Bytes();
+
+// A byte is a sign and a size. The 64 bytes of a word of the panel stand so that unpacking low and
+// high bytes within 128-bit lanes gives both halves in order: lane l holds the pairs of outputs 4 l
+// to 4 l + 3, then those of outputs 16 + 4 l on.
 struct I8 : Kind<DType::kI8, int8_t> {
   using Wide = BF16;
   static void Load(const int8_t* w, __m512* v) {
-    for (int half = 0; half < 2; ++half) {
-      const auto* at = reinterpret_cast<const __m128i*>(w + 32 * half);
-      const __m512i first =
-          _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(at))));
-      const __m512i second =
-          _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(at + 1))));
-      // The low halves of both are zero: eight bits are enough for +-127.
-      v[half] = _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(first, 16), second));
-    }
+    const __m512i q = _mm512_load_si512(w);
+    const auto* table = reinterpret_cast<const __m512i*>(kBf16Bytes.low);
+    // The tables have 128 entries: the sign does not count.
+    const __m512i low = _mm512_permutex2var_epi8(table[0], q, table[1]);
+    const __m512i size = _mm512_permutex2var_epi8(table[2], q, table[3]);
+    // high = size | (q & sign)
+    const __m512i high = _mm512_ternarylogic_epi32(size, q, _mm512_set1_epi8(-128), 0xf8);
+    v[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi8(low, high));
+    v[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi8(low, high));
   }
   static void Widen(const int8_t* w, uint16_t* out) {
     __m512 v[2];
@@ -67,9 +87,11 @@ struct I8 : Kind<DType::kI8, int8_t> {
   }
   static void Store(const float (*values)[32], int8_t* out) {
     for (int j = 0; j < 32; ++j) {
-      int8_t* at = out + j / 16 * 32 + j % 16;
-      at[0] = static_cast<int8_t>(values[0][j]);
-      at[16] = static_cast<int8_t>(values[1][j]);
+      for (int k = 0; k < 2; ++k) {
+        const int q = static_cast<int>(values[k][j]);
+        out[j % 16 / 4 * 16 + j / 16 * 8 + j % 4 * 2 + k] =
+            static_cast<int8_t>(q < 0 ? -q | 0x80 : q);
+      }
     }
   }
 };

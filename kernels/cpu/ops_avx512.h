@@ -13,7 +13,7 @@ void Pack(const PackParams& p, Stream& stream);
 void Matmul(const MatmulParams* params, int n, Stream& stream);
 }  // namespace avx512
 
-// And AVX512-BF16: bf16 and int8 weights by dot products of pairs.
+// And AVX512-BF16 and VBMI: bf16 and int8 weights by dot products of pairs.
 namespace avx512bf16 {
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
 void Pack(const PackParams& p, Stream& stream);

@@ -90,7 +90,10 @@ bool HasAvx512() {
          OsSaves(0xe6);
 }
 
-bool HasAvx512BF16() { return HasAvx512() && HasAll(Cpuid(7, 1).eax, bit_AVX512BF16); }
+bool HasAvx512BF16() {
+  return HasAvx512() && HasAll(Cpuid(7).ecx, bit_AVX512VBMI) &&
+         HasAll(Cpuid(7, 1).eax, bit_AVX512BF16);
+}
 
 // Linux lets a process use tile data only after it has asked; the permission holds for all threads.
 bool AskForTiles() {
@@ -112,7 +115,7 @@ const std::vector<Tier>& AllTiers() {
       {"plain", "nothing", HasPlain, PlainOps},
       {"avx2", "AVX2, FMA and F16C", HasAvx2, Avx2Ops},
       {"avx512", "AVX-512 F, BW, DQ and VL", HasAvx512, Avx512Ops},
-      {"avx512bf16", "AVX-512 F, BW, DQ, VL and BF16", HasAvx512BF16, Avx512BF16Ops},
+      {"avx512bf16", "AVX-512 F, BW, DQ, VL, VBMI and BF16", HasAvx512BF16, Avx512BF16Ops},
       {"amx", "AMX tiles and bf16, AVX-512 BF16, and the system's permission", HasAmx, AmxOps},
   };
   return kTiers;

@@ -191,10 +191,13 @@ std::vector<std::string> Tiers() {
 
 INSTANTIATE_TEST_SUITE_P(Tiers, Rwkv7EngineTest,
                          ::testing::Combine(::testing::ValuesIn(Tiers()),
-                                            ::testing::Values(DType::kF32, DType::kBF16)),
+                                            ::testing::Values(DType::kF32, DType::kBF16,
+                                                              DType::kI8)),
                          [](const auto& info) {
                            return std::get<0>(info.param) +
-                                  (std::get<1>(info.param) == DType::kF32 ? "_fp32" : "_bf16");
+                                  (std::get<1>(info.param) == DType::kF32    ? "_fp32"
+                                   : std::get<1>(info.param) == DType::kBF16 ? "_bf16"
+                                                                             : "_int8");
                          });
 
 }  // namespace
