@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "engine/base/check.h"
+#include "google/protobuf/stubs/logging.h"
 #include "google/rpc/status.pb.h"
 #include "server/convert.h"
 #include "server/status.h"
@@ -17,6 +18,7 @@ namespace {
 // Small limits, so that they are met.
 struct Fixture {
   Fixture() {
+    google::protobuf::SetLogHandler(nullptr);  // as skeind does
     config.limits.prompt_tokens = 64;
     config.limits.max_tokens = 32;
     config.limits.stop_strings = 3;
