@@ -41,13 +41,14 @@ float NextUp(float x) {
 
 // One row's candidates: weights[i] = exp((keys[i] - max) * scale).
 struct Candidates {
+  const RowMath& math;
   const float* keys = nullptr;
   const float* weights = nullptr;
   int32_t n = 0;
   float max = 0;
   float scale = 1;
 
-  Above AtLeast(float threshold) const { return SumAbove(keys, weights, 0, n, threshold); }
+  Above AtLeast(float threshold) const { return math.sum_above(keys, weights, 0, n, threshold); }
 };
 
 // When the ids taken so far are enough.
@@ -118,8 +119,8 @@ Cut FindCut(const Candidates& c, const Goal& goal) {
 // Mass of the kept ids in [begin, end).
 double KeptMass(const Candidates& c, const Cut& cut, int32_t begin, int32_t end) {
   const int32_t split = std::clamp(cut.id < end ? cut.id + 1 : end, begin, end);
-  return SumAbove(c.keys, c.weights, begin, split, cut.key).mass +
-         SumAbove(c.keys, c.weights, split, end, NextUp(cut.key)).mass;
+  return c.math.sum_above(c.keys, c.weights, begin, split, cut.key).mass +
+         c.math.sum_above(c.keys, c.weights, split, end, NextUp(cut.key)).mass;
 }
 
 Cut ApplyFilters(const Candidates& c, const SampleRow& row) {
@@ -212,29 +213,30 @@ void FillTop(const float* logits, int32_t vocab, const RowSummary& summary, int3
   result->num_top = size;
 }
 
-int32_t PickToken(const float* keys, int32_t vocab, const SampleRow& row, float* weights) {
-  Candidates c{keys, weights, vocab, RowMax(keys, vocab), 1.0f};
+int32_t PickToken(const RowMath& math, const float* keys, int32_t vocab, const SampleRow& row,
+                  float* weights) {
+  Candidates c{math, keys, weights, vocab, math.max(keys, vocab), 1.0f};
   if (!std::isfinite(c.max)) return -1;
-  if (row.temperature < kGreedyBelow) return FindValue(keys, vocab, c.max);
+  if (row.temperature < kGreedyBelow) return math.find(keys, vocab, c.max);
   const float scale = 1.0f / row.temperature;
   c.scale = row.top_p_before_temperature ? 1.0f : scale;
-  ExpWeights(keys, vocab, c.max, c.scale, weights);
+  math.exp_weights(keys, vocab, c.max, c.scale, weights);
   const Cut cut = ApplyFilters(c, row);
   if (c.scale != scale) {
     c.scale = scale;
-    ExpWeights(keys, vocab, c.max, scale, weights);
+    math.exp_weights(keys, vocab, c.max, scale, weights);
   }
   return Draw(c, cut, PhiloxUniform(row.seed, row.position));
 }
 
-void SampleRowOf(const SampleParams& p, int32_t i, float* scratch) {
+void SampleRowOf(const RowMath& math, const SampleParams& p, int32_t i, float* scratch) {
   const float* logits = p.logits + int64_t{i} * p.V;
   const SampleRow& row = p.rows[i];
   SampleResult& result = p.results[i];
   result.token = -1;
   result.logprob = 0;
   result.num_top = 0;
-  const RowSummary summary = SummarizeRow(logits, p.V);
+  const RowSummary summary = SummarizeRow(math, logits, p.V);
   if (!summary.valid) return;
   FillTop(logits, p.vocab, summary, row.num_logprobs, &result);
   const float* keys = logits;
@@ -243,36 +245,47 @@ void SampleRowOf(const SampleParams& p, int32_t i, float* scratch) {
     AdjustKeys(row, p.vocab, scratch);
     keys = scratch;
   }
-  result.token = PickToken(keys, p.vocab, row, scratch + p.V);
+  const bool largest_is_known = keys == logits && p.vocab == p.V;
+  result.token = largest_is_known && row.temperature < kGreedyBelow
+                     ? summary.arg_max
+                     : PickToken(math, keys, p.vocab, row, scratch + p.V);
   if (result.token >= 0) result.logprob = LogProb(summary, logits[result.token]);
 }
 
-}  // namespace
-
-void SampleRows(const SampleParams& p, Stream& stream) {
+void Sample(const RowMath& math, const SampleParams& p, Stream& stream) {
   const int64_t grain = GrainFor(1.0 * p.V);
   const int64_t useful = (p.n + grain - 1) / grain;
   const int64_t slices = std::min<int64_t>(useful, stream.executor().num_threads());
   // A slice, not a thread, owns a piece of the scratch memory.
-  ForRange(stream, slices, 1, [&p, slices](int64_t begin, int64_t end) {
+  ForRange(stream, slices, 1, [&math, &p, slices](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       for (int64_t i = p.n * s / slices; i < p.n * (s + 1) / slices; ++i) {
-        SampleRowOf(p, static_cast<int32_t>(i), p.scratch + s * 2 * p.V);
+        SampleRowOf(math, p, static_cast<int32_t>(i), p.scratch + s * 2 * p.V);
       }
     }
   });
 }
 
-void ScoreRows(const ScoreParams& p, Stream& stream) {
-  ForRange(stream, p.n, GrainFor(1.0 * p.V), [&p](int64_t begin, int64_t end) {
+void Score(const RowMath& math, const ScoreParams& p, Stream& stream) {
+  ForRange(stream, p.n, GrainFor(1.0 * p.V), [&math, &p](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* logits = p.logits + i * p.V;
-      const RowSummary s = SummarizeRow(logits, p.V);
+      const RowSummary s = SummarizeRow(math, logits, p.V);
       p.logprob[i] =
           s.valid ? LogProb(s, logits[p.target[i]]) : std::numeric_limits<float>::quiet_NaN();
       p.greedy[i] = !s.has_nan && s.arg_max == p.target[i];
     }
   });
 }
+
+}  // namespace
+
+void SampleRows(const SampleParams& p, Stream& stream) { Sample(PlainRowMath(), p, stream); }
+void ScoreRows(const ScoreParams& p, Stream& stream) { Score(PlainRowMath(), p, stream); }
+
+namespace avx2 {
+void SampleRows(const SampleParams& p, Stream& stream) { Sample(*FastRowMath(), p, stream); }
+void ScoreRows(const ScoreParams& p, Stream& stream) { Score(*FastRowMath(), p, stream); }
+}  // namespace avx2
 
 }  // namespace skein::kernels

@@ -15,9 +15,9 @@ namespace {
 // Here and not in an *_avx2.cc file: this function runs on every machine.
 const OpTable& Avx2Ops() {
   static constexpr OpTable kTable = {
-      "avx2",           avx2::PackedBytes,   avx2::Pack,   avx2::Embed,
-      avx2::AddNormMix, avx2::FinalNorm,     avx2::Matmul, avx2::Prepare,
-      avx2::Wkv7,       avx2::NormBonusGate, SampleRows,   ScoreRows,
+      "avx2",           avx2::PackedBytes,   avx2::Pack,       avx2::Embed,
+      avx2::AddNormMix, avx2::FinalNorm,     avx2::Matmul,     avx2::Prepare,
+      avx2::Wkv7,       avx2::NormBonusGate, avx2::SampleRows, avx2::ScoreRows,
   };
   return kTable;
 }

@@ -103,6 +103,18 @@ std::vector<SampleResult> Sample(const Floats& logits, int V, int vocab,
   p.results = results.data();
   p.scratch = scratch.get();
   SampleRows(p, stream);
+  // Every tier gives the same, bit for bit.
+  for (const Tier* tier : MachineTiers()) {
+    std::vector<SampleResult> others(results.size());
+    p.results = others.data();
+    tier->ops().sample(p, stream);
+    for (size_t i = 0; i < results.size(); ++i) {
+      EXPECT_EQ(others[i].token, results[i].token) << tier->name;
+      EXPECT_EQ(std::memcmp(&others[i].logprob, &results[i].logprob, sizeof(float)), 0)
+          << tier->name;
+      EXPECT_EQ(others[i].num_top, results[i].num_top);
+    }
+  }
   return results;
 }
 
