@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <random>
 #include <thread>
@@ -134,7 +135,8 @@ class Engine::Impl {
  private:
   absl::Status Check(const GenerateRequest& request) const;
   absl::Status Check(const ScoreRequest& request) const;
-  absl::Status Reserve(const std::string& request_id, absl::Time deadline, Sequence* sequence);
+  absl::Status Reserve(const std::string& request_id, absl::Time deadline, absl::Duration max_time,
+                       const Quotas& quotas, Sequence* sequence);
   LeaseRequest WantedLease(const GenerateRequest& request) const;
   absl::StatusOr<std::vector<Lease>> TakeConversation(GenerateRequest request, Sequence* sequence);
   absl::StatusOr<std::vector<Lease>> TakeCopies(GenerateRequest request, Sequence* sequence);
@@ -180,6 +182,7 @@ absl::Status Engine::Impl::Check(const ScoreRequest& request) const {
 }
 
 absl::Status Engine::Impl::Reserve(const std::string& request_id, absl::Time deadline,
+                                   absl::Duration max_time, const Quotas& quotas,
                                    Sequence* sequence) {
   if (request_id.empty()) return absl::InvalidArgumentError("request_id is empty");
   sequence->request_id = request_id;
@@ -188,7 +191,10 @@ absl::Status Engine::Impl::Reserve(const std::string& request_id, absl::Time dea
   if (sequence->deadline <= sequence->submitted) {
     return absl::DeadlineExceededError("the deadline had passed when the request arrived");
   }
-  SKEIN_ASSIGN_OR_RETURN(sequence->control, queue_.Reserve(request_id, sequence->queued_tokens));
+  sequence->queued.deadline = sequence->deadline;
+  sequence->queued.must_end = sequence->submitted + max_time >= sequence->deadline;
+  SKEIN_ASSIGN_OR_RETURN(sequence->control, queue_.Reserve(request_id, quotas, sequence->submitted,
+                                                           &sequence->queued));
   return absl::OkStatus();
 }
 
@@ -202,14 +208,21 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
   SKEIN_CHECK(static_cast<int64_t>(sinks.size()) == request.num_sequences);
   SKEIN_RETURN_IF_ERROR(Check(request));
   auto sequence = std::make_unique<Sequence>();
-  sequence->queued_tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
-  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
+  const StoppingOptions& stopping = request.stopping;
+  const bool may_stop =
+      !stopping.ignore_eos || !stopping.stop_tokens.empty() || !stopping.stop_strings.empty();
+  sequence->queued.tenant = request.tenant;
+  sequence->queued.tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
+  sequence->queued.least_output = may_stop ? stopping.min_tokens : stopping.max_tokens;
+  sequence->queued.most_output = stopping.max_tokens;
+  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, stopping.max_time,
+                                request.quotas, sequence.get()));
   const std::string request_id = request.request_id;
   absl::StatusOr<std::vector<Lease>> others =
       request.num_sequences == 1 ? TakeConversation(std::move(request), sequence.get())
                                  : TakeCopies(std::move(request), sequence.get());
   if (!others.ok()) {
-    queue_.Abandon(request_id, sequence->queued_tokens);
+    queue_.Abandon(request_id, sequence->queued);
     return others.status();
   }
   sequence->stream = shards_.NewStream(std::move(sinks[0]));
@@ -308,9 +321,11 @@ absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> l
 absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink) {
   SKEIN_RETURN_IF_ERROR(Check(request));
   auto sequence = std::make_unique<Sequence>();
-  sequence->queued_tokens = static_cast<int64_t>(request.prompt.size() + request.separator.size() +
+  sequence->queued.tenant = request.tenant;
+  sequence->queued.tokens = static_cast<int64_t>(request.prompt.size() + request.separator.size() +
                                                  request.continuation.size());
-  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, sequence.get()));
+  SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, absl::InfiniteDuration(),
+                                request.quotas, sequence.get()));
   if (!request.conversation_id.empty()) {
     const bool needs_one = request.prompt.empty();
     absl::StatusOr<Lease> lease =
@@ -322,7 +337,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
     if (lease.ok() && needs_one && lease->pending.empty())
       status = absl::InvalidArgumentError(kNothingToGoOnFrom);
     if (!status.ok()) {
-      queue_.Abandon(request.request_id, sequence->queued_tokens);
+      queue_.Abandon(request.request_id, sequence->queued);
       return status;
     }
     TakeLease(*std::move(lease), sequence.get());
@@ -400,6 +415,12 @@ EngineGauges Engine::gauges() const { return impl_->gauges(); }
 bool Engine::healthy() const {
   return impl_->loop_->since_heartbeat() < impl_->options_.stall_limit;
 }
-absl::Duration Engine::RetryDelay() const { return impl_->queue_.RetryDelay(); }
+absl::Status Engine::CheckOpen() const { return impl_->queue_.CheckOpen(); }
+// Up to a quarter longer, so that those who were refused together do not come back together.
+absl::Duration Engine::RetryDelay() const {
+  static std::atomic<uint32_t> drawn{0};
+  const uint32_t random = drawn.fetch_add(0x9e3779b9u, std::memory_order_relaxed) >> 16;
+  return impl_->queue_.RetryDelay(MonotonicNow()) * (1 + random / 262144.0);
+}
 
 }  // namespace skein::engine

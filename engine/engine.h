@@ -31,6 +31,9 @@ struct EngineOptions {
   int64_t max_queued_tokens = 1 << 20;                         // their prompt tokens together
   int32_t output_shards = 1;                                   // threads that run sinks
   absl::Duration slow_reader_limit = absl::Seconds(30);        // paused longer: RESOURCE_EXHAUSTED
+  // Rows that run but lent their slot; each holds one state in host memory. 0: twice the slots.
+  // When there are as many, the one whose reader has been slow for longest ends before its limit.
+  int32_t max_parked = 0;
   absl::Duration stall_limit = absl::Seconds(10);  // healthy() turns false when a step takes longer
 };
 
@@ -92,10 +95,11 @@ class Engine {
   ~Engine();
 
   // Accepts or refuses at once (a refusal is a status, no sink call): RESOURCE_EXHAUSTED queue
-  // full, UNAVAILABLE draining, NOT_FOUND, ABORTED busy, FAILED_PRECONDITION versions,
-  // INVALID_ARGUMENT token ids out of range. The conversation is reserved from here until the
-  // request has ended. `sinks` (shared by the caller's reactor and the output shards) get the
-  // events: one sink a sequence, in order of index, so request.num_sequences of them.
+  // full or tenant's quota, UNAVAILABLE draining, DEADLINE_EXCEEDED when it cannot be met,
+  // NOT_FOUND, ABORTED busy, FAILED_PRECONDITION versions, INVALID_ARGUMENT token ids out of range.
+  // The conversation is reserved from here until the request has ended. `sinks` (shared by the
+  // caller's reactor and the output shards) get the events: one sink a sequence, in order of index,
+  // so request.num_sequences of them.
   absl::Status Submit(GenerateRequest request, std::vector<std::shared_ptr<ResponseSink>> sinks);
   absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);  // of one
   absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
@@ -119,7 +123,10 @@ class Engine {
   const Tokenizer& tokenizer() const;
   EngineGauges gauges() const;
   bool healthy() const;  // the heartbeat is younger than stall_limit
-  // How long a refused client should wait, from the measured drain rate of the queue.
+  // What Submit would say to any request at all: QUEUE_FULL or DRAINING. Costs nothing, so that an
+  // overloaded server can ask before it parses or tokenizes.
+  absl::Status CheckOpen() const;
+  // How long a refused client should wait, from the measured drain rate of the queue; with jitter.
   absl::Duration RetryDelay() const;
 
  private:

@@ -38,7 +38,9 @@ absl::Status ErrorOf(End end, const absl::Status& error) {
     case End::kDisconnected:
       return absl::CancelledError("the client went away");
     case End::kDeadline:
-      return absl::DeadlineExceededError("the deadline passed before the request had ended");
+      return !error.ok()
+                 ? error
+                 : absl::DeadlineExceededError("the deadline passed before the request had ended");
     case End::kError:
       return error;
     default:
@@ -197,10 +199,11 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   if (sequence->place.has_value()) p_.store.Leave(*sequence->place);
   sequence->place.reset();
   if (sequence->admitted == absl::InfinitePast() && sequence->index == 0)
-    p_.queue.Left(sequence->queued_tokens, now);
+    p_.queue.Left(sequence->queued, now);
   if (sequence->slot >= 0) pool_->Release(sequence->slot);
   sequence->slot = -1;
   if (!sequence->held_state.empty()) spare_states_.push_back(std::move(sequence->held_state));
+  admission_.Forget(sequence->ticket);
   if (--sequence->control->live == 0) {
     p_.queue.Ended(sequence->request_id);
     ++unsettled_;
@@ -232,8 +235,7 @@ void EngineLoop::StopAll() {
   running_.clear();
   for (const SequencePtr& sequence : in_lines_) Finish(sequence.get(), End::kError, stopping);
   in_lines_.clear();
-  while (const std::optional<Scheduler::Ticket> ticket = scheduler_.Pop())
-    Finish(waiting_.at(*ticket).get(), End::kError, stopping);
+  for (const auto& [ticket, sequence] : waiting_) Finish(sequence.get(), End::kError, stopping);
   waiting_.clear();
 }
 

@@ -13,12 +13,31 @@ namespace skein::engine {
 namespace {
 
 constexpr absl::Duration kHeartbeat = absl::Seconds(1);  // of waiting requests
+// How often the positions of all who wait are worked out, at most.
+constexpr absl::Duration kPositions = absl::Milliseconds(250);
+constexpr absl::Duration kNewPositions = absl::Milliseconds(20);
+constexpr size_t kFewWaiting = 64;
+// A reader is not given up for being slow before this, however many there are.
+constexpr absl::Duration kLeastPatience = absl::Seconds(1);
 constexpr absl::Duration kPausePoll =
     absl::Milliseconds(2);  // a sink cannot wake the engine thread
 
 SchedulerOptions StepLimits(const EngineOptions& options) {
   return {options.slots, options.max_step_tokens, options.max_prefill_chunk, options.slots,
           options.target_inter_token};
+}
+
+AdmissionOptions WhoRuns(const EngineOptions& options) {
+  AdmissionOptions admission;
+  admission.slots = options.slots;
+  admission.max_parked = options.max_parked > 0 ? options.max_parked : 2 * options.slots;
+  return admission;
+}
+
+absl::Status Hopeless() {
+  return base::MakeStatus(
+      absl::StatusCode::kDeadlineExceeded, "DEADLINE_UNREACHABLE",
+      "the deadline cannot be met any more: the request waited for too long for a slot");
 }
 
 absl::Status SlowReader() {
@@ -44,11 +63,12 @@ EngineLoop::EngineLoop(const Parts& parts, std::unique_ptr<StatePool> pool, kern
       stream_(parts.device.NewStream()),
       scratch_(std::move(scratch)),
       scheduler_(StepLimits(parts.options)),
+      admission_(WhoRuns(parts.options)),
       slow_reader_ns_(absl::ToInt64Nanoseconds(parts.options.slow_reader_limit)) {
   const int32_t rows = parts.options.slots;
   const int32_t tokens = parts.options.max_step_tokens;
-  running_.reserve(rows);
-  demands_.reserve(rows);
+  running_.reserve(3 * rows);
+  demands_.reserve(3 * rows);
   shares_.reserve(rows);
   tokens_.reserve(tokens);
   offsets_.reserve(rows + 1);
@@ -75,7 +95,7 @@ void EngineLoop::Turn() {
   const absl::Time until = SleepUntil();
   slept_ = until > MonotonicNow();
   if (slept_ && running_.empty()) beat_ns_ = oldest_arrival_ns_ = 0;
-  orders_ = p_.queue.Take(until, &arrivals_);
+  orders_ = p_.queue.Take(until, &arrivals_, &cancelled_);
   if (orders_.stop) return;
   const absl::Time now = MonotonicNow();
   Beat(now);
@@ -90,18 +110,19 @@ void EngineLoop::Turn() {
 }
 
 // InfinitePast when there is a step to run.
-absl::Time EngineLoop::SleepUntil() const {
+absl::Time EngineLoop::SleepUntil() {
   if (running_.empty() && waiting_.empty()) return NextInLines(MonotonicNow());
   const bool ready = std::any_of(running_.begin(), running_.end(),
-                                 [](const SequencePtr& s) { return !s->paused; });
-  if (ready || !waiting_.empty()) return absl::InfinitePast();
+                                 [](const SequencePtr& s) { return !s->paused && s->slot >= 0; });
+  const bool room = pool_->used() < pool_->slots();
+  if (ready || (room && admission_.waiting() > 0)) return absl::InfinitePast();
   return MonotonicNow() + kPausePoll;
 }
 
 void EngineLoop::Beat(absl::Time now) {
   beat_ns_ = absl::ToUnixNanos(now);
   slots_used_ = pool_->used();
-  oldest_arrival_ns_ = waiting_.empty() ? 0 : absl::ToUnixNanos(now - scheduler_.oldest(now));
+  oldest_arrival_ns_ = waiting_.empty() ? 0 : absl::ToUnixNanos(now - admission_.oldest(now));
 }
 
 absl::Duration EngineLoop::oldest_waiting() const {
@@ -155,61 +176,82 @@ void EngineLoop::EndOverdue(absl::Time now) {
   };
   std::erase_if(running_, end_if_overdue);
   std::erase_if(in_lines_, end_if_overdue);
-  for (int64_t i = 0; i < scheduler_.waiting();) {
-    const Scheduler::Ticket ticket = scheduler_.waiting_at(i);
-    if (!end_if_overdue(waiting_.at(ticket))) {
-      ++i;
-      continue;
-    }
-    scheduler_.Remove(ticket);
-    waiting_.erase(ticket);
-  }
+  for (const auto& control : cancelled_) EndWaiting(control->ticket, now, absl::OkStatus());
+  cancelled_.clear();
+  while (const auto overdue = admission_.NextOverdue(now, scheduler_.cost()))
+    EndWaiting(overdue->ticket, now, overdue->expired ? absl::OkStatus() : Hopeless());
+  if (now < orders_.drain_by || waiting_.empty()) return;
+  admission_.Order(&order_);
+  for (const Admission::Ticket ticket : order_) EndWaiting(ticket, now, absl::OkStatus());
+}
+
+// Ends one that waits for its first slot, if it is overdue or hopeless.
+void EngineLoop::EndWaiting(Admission::Ticket ticket, absl::Time now,
+                            const absl::Status& hopeless) {
+  const auto it = waiting_.find(ticket);
+  if (it == waiting_.end()) return;
+  const SequencePtr& sequence = it->second;
+  std::optional<End> end = Overdue(*sequence, now);
+  if (!end.has_value() && hopeless.ok()) return;
+  Finish(sequence.get(), end.value_or(End::kDeadline),
+         end.has_value() ? absl::OkStatus() : hopeless);
+  waiting_.erase(it);
 }
 
 void EngineLoop::UpdatePauses(absl::Time now) {
   for (const SequencePtr& sequence : running_) {
     const bool pause = !sequence->stream->Writable();
-    if (pause && !sequence->paused) sequence->paused_since = now;
+    if (pause == sequence->paused) continue;
+    if (pause) sequence->paused_since = now;
     sequence->paused = pause;
+    if (sequence->slot >= 0) continue;
+    if (pause) {
+      admission_.Park(sequence->ticket, now);
+    } else {
+      admission_.Unpark(sequence->ticket, now);
+    }
   }
 }
 
 // ---- who comes in
 
 void EngineLoop::FillSlots(absl::Time now) {
-  while (ResumeOne()) {
+  while (admission_.waiting() > 0) {
+    int32_t slot = FreeSlot(now);
+    if (slot >= 0) {
+      Seat(*admission_.Pop(now), slot, now);
+    } else if (const auto swap = admission_.Preempt(now, scheduler_.cost())) {
+      Park(Row(swap->out));
+      Seat(swap->in, pool_->Acquire(), now);
+    } else {
+      return;
+    }
   }
-  while (scheduler_.waiting() > 0) {
-    const int32_t slot = FreeSlot();
-    if (slot < 0) return;
-    const Scheduler::Ticket ticket = *scheduler_.Pop();
-    SequencePtr sequence = std::move(waiting_.at(ticket));
-    waiting_.erase(ticket);
+}
+
+void EngineLoop::Seat(Admission::Ticket ticket, int32_t slot, absl::Time now) {
+  const auto it = waiting_.find(ticket);
+  if (it == waiting_.end()) {
+    Sequence* sequence = Row(ticket);
     sequence->slot = slot;
-    Admit(std::move(sequence), now);
+    Resume(sequence);
+    return;
   }
+  SequencePtr sequence = std::move(it->second);
+  waiting_.erase(it);
+  sequence->slot = slot;
+  Admit(std::move(sequence), now);
 }
 
-// A row that lost its slot while paused comes before those that never ran.
-bool EngineLoop::ResumeOne() {
+Sequence* EngineLoop::Row(Admission::Ticket ticket) {
   const auto it = std::find_if(running_.begin(), running_.end(),
-                               [](const SequencePtr& s) { return s->slot < 0 && !s->paused; });
-  if (it == running_.end()) return false;
-  const int32_t slot = FreeSlot();
-  if (slot < 0) return false;
-  Sequence& sequence = **it;
-  sequence.slot = slot;
-  const absl::Time began = MonotonicNow();
-  pool_->CopyIn(slot, sequence.origin != nullptr ? *sequence.origin : sequence.parked, *stream_);
-  stream_->Synchronize();
-  sequence.to_device.push_back(MonotonicNow() - began);
-  sequence.parked = {};
-  sequence.origin = nullptr;
-  return true;
+                               [&](const SequencePtr& s) { return s->ticket == ticket; });
+  SKEIN_CHECK(it != running_.end());
+  return it->get();
 }
 
-// A slot for someone who waits; the row that has been paused longest gives its own up.
-int32_t EngineLoop::FreeSlot() {
+// A slot for someone who waits; the row that has been paused longest gives its own up. -1: none.
+int32_t EngineLoop::FreeSlot(absl::Time now) {
   const int32_t slot = pool_->Acquire();
   if (slot >= 0) return slot;
   Sequence* longest = nullptr;
@@ -219,8 +261,25 @@ int32_t EngineLoop::FreeSlot() {
       longest = sequence.get();
   }
   if (longest == nullptr) return -1;
+  if (admission_.parked() >= WhoRuns(p_.options).max_parked && !DropSlowest(now)) return -1;
+  const int32_t freed = pool_->Acquire();  // the slowest one may have held a slot
+  if (freed >= 0) return freed;
+  admission_.Park(longest->ticket, now);
   Park(longest);
   return pool_->Acquire();
+}
+
+// Ends the row whose reader has been slow for longest. False: none has been for long.
+bool EngineLoop::DropSlowest(absl::Time now) {
+  auto slowest = running_.end();
+  for (auto it = running_.begin(); it != running_.end(); ++it) {
+    if (!(*it)->paused || now - (*it)->paused_since < kLeastPatience) continue;
+    if (slowest == running_.end() || (*it)->paused_since < (*slowest)->paused_since) slowest = it;
+  }
+  if (slowest == running_.end()) return false;
+  Finish(slowest->get(), End::kError, SlowReader());
+  running_.erase(slowest);
+  return true;
 }
 
 void EngineLoop::Park(Sequence* sequence) {
@@ -234,8 +293,18 @@ void EngineLoop::Park(Sequence* sequence) {
   sequence->slot = -1;
 }
 
+void EngineLoop::Resume(Sequence* sequence) {
+  const absl::Time began = MonotonicNow();
+  pool_->CopyIn(sequence->slot, sequence->origin != nullptr ? *sequence->origin : sequence->parked,
+                *stream_);
+  stream_->Synchronize();
+  sequence->to_device.push_back(MonotonicNow() - began);
+  sequence->parked = {};
+  sequence->origin = nullptr;
+}
+
 void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
-  p_.queue.Left(sequence->queued_tokens, now);
+  p_.queue.Left(sequence->queued, now);
   const StateSnapshot* snapshot =
       sequence->lease.has_value() ? sequence->lease->snapshot.get() : nullptr;
   if (snapshot != nullptr) {
@@ -282,16 +351,20 @@ void EngineLoop::TellStarted(const Sequence& sequence) {
 }
 
 void EngineLoop::TellPositions(absl::Time now) {
-  for (int64_t i = 0; i < scheduler_.waiting(); ++i) {
-    Sequence& sequence = *waiting_.at(scheduler_.waiting_at(i));
+  TellPlacesInLines(now);
+  if (waiting_.empty()) return;
+  const bool soon = waiting_.size() <= kFewWaiting || now - positions_told_ >= kNewPositions;
+  if (!(untold_ && soon) && now - positions_told_ < kPositions) return;
+  untold_ = false;
+  positions_told_ = now;
+  admission_.Order(&order_);
+  for (size_t position = 0; position < order_.size(); ++position) {
+    const auto it = waiting_.find(order_[position]);
+    if (it == waiting_.end()) continue;  // it has run before and hears tokens
+    Sequence& sequence = *it->second;
     if (sequence.score || now - sequence.last_position < kHeartbeat) continue;
     sequence.last_position = now;
-    p_.shards.Post(sequence.stream, QueuedEvent{i});
-  }
-  for (const SequencePtr& sequence : in_lines_) {
-    if (now - sequence->last_position < kHeartbeat) continue;
-    sequence->last_position = now;
-    p_.shards.Post(sequence->stream, QueuedEvent{p_.store.Ahead(*sequence->place)});
+    p_.shards.Post(sequence.stream, QueuedEvent{static_cast<int64_t>(position)});
   }
 }
 

@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/admission.h"
 #include "engine/engine.h"
 #include "engine/output_shards.h"
 #include "engine/request_queue.h"
@@ -55,16 +56,20 @@ class EngineLoop {
 
   // engine_loop.cc: who comes and goes
   void Turn();
-  absl::Time SleepUntil() const;
+  absl::Time SleepUntil();
   void TakeArrivals();
   void EndOverdue(absl::Time now);
   std::optional<End> Overdue(const Sequence& sequence, absl::Time now) const;
   void UpdatePauses(absl::Time now);
+  void EndWaiting(Admission::Ticket ticket, absl::Time now, const absl::Status& hopeless);
   void FillSlots(absl::Time now);
-  bool ResumeOne();
+  void Seat(Admission::Ticket ticket, int32_t slot, absl::Time now);
   void Admit(SequencePtr sequence, absl::Time now);
+  void Resume(Sequence* sequence);
+  int32_t FreeSlot(absl::Time now);
+  bool DropSlowest(absl::Time now);
+  Sequence* Row(Admission::Ticket ticket);
   void TellStarted(const Sequence& sequence);
-  int32_t FreeSlot();
   void Park(Sequence* sequence);
   void TellPositions(absl::Time now);
   void Beat(absl::Time now);
@@ -73,6 +78,7 @@ class EngineLoop {
   // engine_wait.cc: who waits for a conversation
   void Enqueue(SequencePtr sequence);
   void ClaimConversations();
+  void TellPlacesInLines(absl::Time now);
   absl::Time NextInLines(absl::Time now) const;
 
   // engine_end.cc: how a request ends
@@ -110,11 +116,16 @@ class EngineLoop {
   const kernels::Buffer scratch_;  // of the sampler
 
   Scheduler scheduler_;
-  absl::flat_hash_map<Scheduler::Ticket, SequencePtr> waiting_;
-  Scheduler::Ticket next_ticket_ = 1;
+  Admission admission_;
+  absl::flat_hash_map<Admission::Ticket, SequencePtr> waiting_;  // for their first slot
+  Admission::Ticket next_ticket_ = 1;
   std::vector<SequencePtr> in_lines_;  // wait for a conversation; in order of arrival
-  std::vector<SequencePtr> running_;   // admitted, in order of admission
+  std::vector<SequencePtr> running_;   // admitted, in order of admission; also those without a slot
   std::vector<SequencePtr> arrivals_;
+  std::vector<std::shared_ptr<RequestControl>> cancelled_;  // since the last turn
+  std::vector<Admission::Ticket> order_;                    // of those who wait
+  bool untold_ = false;  // someone who waits has not heard his position yet
+  absl::Time positions_told_ = absl::InfinitePast();
   int32_t unsettled_ = 0;  // ended, and their last events not flushed yet
   RequestQueue::Orders orders_;
   bool slept_ = true;

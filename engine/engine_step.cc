@@ -38,6 +38,7 @@ void EngineLoop::RunStep() {
   stream_->Synchronize();
   const absl::Time ended = MonotonicNow();
   scheduler_.Learn(decode_rows_, prefill_tokens_, ended - began);
+  p_.queue.Publish(scheduler_.cost());
   const int32_t generated = static_cast<int32_t>(samples_.size());
   TakeResults(ended);
   std::erase_if(running_, [](const SequencePtr& s) { return s->done; });
@@ -127,6 +128,8 @@ void EngineLoop::TakeResults(absl::Time now) {
   for (const StepShare& share : shares_) {
     Sequence* sequence = running_[share.row].get();
     const int32_t wanted = sequence->WantedLogits(share.tokens);
+    const bool decode = share.tokens == 1 && !sequence->prefilling();
+    admission_.Charge(sequence->ticket, decode ? 0 : share.tokens, decode ? 1 : 0);
     const bool scores = sequence->scores_next();
     sequence->consumed += share.tokens;
     const int64_t first = sequence->consumed - wanted;
@@ -162,16 +165,20 @@ void EngineLoop::AfterPrefill(Sequence* sequence, absl::Time now) {
 }
 
 // The input is taken in but for its last token: from here on each sequence goes its own way. Those
-// that find no free slot start from a copy on the host when one gets free, before new requests.
+// that find no free slot wait for one with a copy on the host.
 void EngineLoop::Part(Sequence* leader) {
   if (leader->followers.empty()) return;
+  const absl::Time now = MonotonicNow();
   std::shared_ptr<const std::vector<float>> origin;
   for (SequencePtr& moved : std::exchange(leader->followers, {})) {
     running_.push_back(std::move(moved));
     Sequence* follower = running_.back().get();
     follower->Follow(*leader);
+    follower->ticket = next_ticket_++;
+    admission_.Enqueue(follower->Wish());
     follower->slot = pool_->Acquire();
     if (follower->slot >= 0) {
+      admission_.Take(follower->ticket, now);
       pool_->Copy(follower->slot, leader->slot, *stream_);
       continue;
     }

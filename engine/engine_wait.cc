@@ -11,14 +11,18 @@
 namespace skein::engine {
 namespace {
 
-constexpr absl::Duration kLongestSleep = absl::Seconds(1);  // the heartbeat of Queued events
+constexpr absl::Duration kHeartbeat = absl::Seconds(1);  // of Queued events
 
 }  // namespace
 
 void EngineLoop::Enqueue(SequencePtr sequence) {
-  const Scheduler::Ticket ticket = next_ticket_++;
-  scheduler_.Enqueue(ticket, sequence->submitted);
+  const Admission::Ticket ticket = next_ticket_++;
+  sequence->ticket = sequence->control->ticket = ticket;
+  // Cancelled before it came here: nobody else would look at it.
+  if (sequence->control->cancel != RequestControl::kNone) cancelled_.push_back(sequence->control);
+  admission_.Enqueue(sequence->Wish());
   waiting_.emplace(ticket, std::move(sequence));
+  untold_ = true;
 }
 
 void EngineLoop::ClaimConversations() {
@@ -38,10 +42,18 @@ void EngineLoop::ClaimConversations() {
   });
 }
 
+void EngineLoop::TellPlacesInLines(absl::Time now) {
+  for (const SequencePtr& sequence : in_lines_) {
+    if (now - sequence->last_position < kHeartbeat) continue;
+    sequence->last_position = now;
+    p_.shards.Post(sequence->stream, QueuedEvent{p_.store.Ahead(*sequence->place)});
+  }
+}
+
 // When one of them has to be looked at, if nothing happens before.
 absl::Time EngineLoop::NextInLines(absl::Time now) const {
   if (in_lines_.empty()) return absl::InfiniteFuture();
-  absl::Time next = std::min(now + kLongestSleep, orders_.drain_by);
+  absl::Time next = std::min(now + kHeartbeat, orders_.drain_by);
   for (const SequencePtr& sequence : in_lines_) {
     next = std::min({next, sequence->deadline, sequence->submitted + sequence->stopping.max_time});
   }

@@ -92,6 +92,7 @@ struct ScoreRequest {
   std::vector<int32_t> separator;     // as above
   std::vector<int32_t> continuation;  // at least one token; each is scored given all before it
   absl::Time deadline = absl::InfiniteFuture();
+  Quotas quotas;
 };
 
 struct StartedEvent {

@@ -20,27 +20,6 @@ bool IsPrefill(const RowDemand& row) { return !row.blocked && row.remaining > 0 
 
 Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {}
 
-void Scheduler::Enqueue(Ticket ticket, absl::Time arrived) { line_.push_back({ticket, arrived}); }
-
-bool Scheduler::Remove(Ticket ticket) {
-  const auto it = std::find_if(line_.begin(), line_.end(),
-                               [&](const Waiting& w) { return w.ticket == ticket; });
-  if (it == line_.end()) return false;
-  line_.erase(it);
-  return true;
-}
-
-std::optional<Scheduler::Ticket> Scheduler::Pop() {
-  if (line_.empty()) return std::nullopt;
-  const Ticket ticket = line_.front().ticket;
-  line_.pop_front();
-  return ticket;
-}
-
-absl::Duration Scheduler::oldest(absl::Time now) const {
-  return line_.empty() ? absl::ZeroDuration() : now - line_.front().arrived;
-}
-
 void Scheduler::Plan(std::span<const RowDemand> rows, std::vector<StepShare>* shares) {
   shares->clear();
   ++turn_;

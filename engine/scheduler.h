@@ -1,15 +1,12 @@
 #pragma once
-// Decides who waits, who is admitted next, and what each step computes. Pure: no device, thread or
-// clock inside; time is passed in. Nothing is allocated by Plan after the largest number of rows
-// has been seen.
+// Decides what each step computes (who runs at all: admission.h). Pure: no device, thread or clock
+// inside. Nothing is allocated by Plan after the largest number of rows has been seen.
 //
 // A step holds every decoding row (one token each) and prefill chunks in order of admission, so
 // that the predicted time of the step stays under the target between two tokens. Some prefill
 // always fits, so nobody starves.
 
 #include <cstdint>
-#include <deque>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -41,19 +38,7 @@ struct StepShare {
 
 class Scheduler {
  public:
-  using Ticket = uint64_t;
-
   explicit Scheduler(const SchedulerOptions& options);
-
-  // The waiting line: first come, first served. Who is overdue or cancelled is removed by the
-  // caller.
-  void Enqueue(Ticket ticket, absl::Time arrived);
-  bool Remove(Ticket ticket);
-  // The next one to be admitted.
-  std::optional<Ticket> Pop();
-  int64_t waiting() const { return static_cast<int64_t>(line_.size()); }
-  Ticket waiting_at(int64_t position) const { return line_[position].ticket; }
-  absl::Duration oldest(absl::Time now) const;
 
   // Overwrites *shares with the next step, in order of row; empty when no row can do anything.
   void Plan(std::span<const RowDemand> rows, std::vector<StepShare>* shares);
@@ -63,10 +48,6 @@ class Scheduler {
   const StepCost& cost() const { return cost_; }
 
  private:
-  struct Waiting {
-    Ticket ticket = 0;
-    absl::Time arrived;
-  };
   struct Room {
     int64_t rows, tokens, logits, prefill;
   };
@@ -75,7 +56,6 @@ class Scheduler {
 
   const SchedulerOptions options_;
   StepCost cost_;
-  std::deque<Waiting> line_;
   uint64_t turn_ = 0;  // rotates which decoding row comes first when they do not all fit
 };
 

@@ -96,6 +96,8 @@ void Sequence::StartFollower(const Sequence& leader, int32_t number) {
   request_id = leader.request_id;
   tenant = leader.tenant;
   control = leader.control;
+  queued = leader.queued;
+  queued.tokens = 0;
   commit = leader.commit;
   reserves = leader.reserves;
   stopping = leader.stopping;
@@ -129,6 +131,20 @@ void Sequence::StartScore(ScoreRequest request) {
 int64_t Sequence::prefill_target() const {
   const bool leave_last = !score && stopping.max_tokens == 0;
   return std::max<int64_t>(0, prompt_size - (leave_last ? 1 : 0));
+}
+
+Admission::Request Sequence::Wish() const {
+  Admission::Request wish;
+  wish.ticket = ticket;
+  wish.tenant = queued.tenant;
+  wish.arrived = submitted;
+  wish.deadline = deadline;
+  // One that goes on where another took the input in is looked after as a row that runs.
+  if (index == 0) wish.expires = std::min(deadline, submitted + stopping.max_time);
+  wish.prompt_tokens = queued.tokens;
+  wish.least_output = queued.least_output;
+  wish.most_output = queued.most_output;
+  return wish;
 }
 
 RowDemand Sequence::Demand() const {

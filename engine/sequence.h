@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/admission.h"
 #include "engine/chat_template.h"
 #include "engine/hold_back.h"
 #include "engine/output_shards.h"
@@ -29,7 +30,19 @@ struct RequestControl {
   enum Cancel : int { kNone, kByClient, kByTransport };
   std::atomic<int> cancel{kNone};
   std::atomic<bool> turn_came{false};  // the conversation that it waits for may be free
+  uint64_t ticket = 0;                 // engine thread only; 0: it has not come there yet
   int32_t live = 1;  // sequences of the request that have not ended; engine thread only
+};
+
+// What a request counts for while it waits. Constant once it waits.
+struct QueuePlace {
+  std::string tenant;
+  int64_t tokens = 0;        // of its prompt
+  int64_t least_output = 0;  // tokens without which it cannot end well
+  int64_t most_output = 0;
+  absl::Time deadline = absl::InfiniteFuture();
+  bool must_end = true;  // before the deadline; false: its own max_time ends it earlier
+  int32_t due = -1;      // where the queue counts it
 };
 
 enum class End { kStop, kLength, kTime, kCancelled, kDrained, kDisconnected, kDeadline, kError };
@@ -57,8 +70,8 @@ struct Sequence {
   CommitMode commit = CommitMode::kNever;
   StoppingOptions stopping;
   std::vector<int32_t> continuation;  // of a score
-  int64_t queued_tokens = 0;          // what it counts for in the queue's limit
-  absl::Time submitted;               // monotonic, as all times here
+  QueuePlace queued;
+  absl::Time submitted;  // monotonic, as all times here
   absl::Time deadline;
   int64_t pending_size = 0;   // tokens[0, pending_size) were in the conversation before
   int64_t prompt_size = 0;    // tokens[0, prompt_size) are not output
@@ -69,6 +82,7 @@ struct Sequence {
   std::optional<GenerateRequest> request;  // to begin with
 
   // ---- engine thread
+  Admission::Ticket ticket = 0;
   std::vector<int32_t>
       tokens;  // those the starting state has not consumed, then the input, then the output
   int64_t consumed = 0;                                     // of `tokens`, by the state in the slot
@@ -119,6 +133,8 @@ struct Sequence {
   // Tokens to consume before the first output, or at all when there is none. With max_tokens 0 the
   // last token stays pending, so that the next turn has something to go on from.
   int64_t prefill_target() const;
+  // What it asks of the admission.
+  Admission::Request Wish() const;
   // The prompt but for its last token is taken in on its own first: several sequences part there,
   // and what is scored before there is not sampled from.
   bool in_shared_part() const {

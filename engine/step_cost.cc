@@ -11,6 +11,15 @@ constexpr double kPull = 1e-3;    // towards the present estimate
 // Brings the three terms to one scale, so that the pull is as strong on each.
 constexpr std::array<double, 3> kScale = {1.0, 1.0 / 8, 1.0 / 64};
 
+constexpr int32_t kEnough = 16;  // steps before the best of them says anything
+constexpr double kFade = 1.001;  // at each step
+
+// The best of `n` so far.
+void Note(double seconds, double* best, int32_t* n) {
+  *best = *n == 0 ? seconds : std::min(seconds, *best * kFade);
+  *n = std::min(*n + 1, kEnough);
+}
+
 }  // namespace
 
 void StepCost::Learn(int32_t decode_rows, int32_t prefill_tokens, absl::Duration measured) {
@@ -21,6 +30,15 @@ void StepCost::Learn(int32_t decode_rows, int32_t prefill_tokens, absl::Duration
     targets_[i] = kMemory * targets_[i] + x[i] * y;
   }
   Solve();
+  Note(y, &best_step_, &steps_);
+  if (prefill_tokens > 0) Note(y / prefill_tokens, &best_token_, &prefills_);
+}
+
+absl::Duration StepCost::AtLeast(int64_t prompt_tokens, int64_t steps) const {
+  double seconds = 0;
+  if (prefills_ >= kEnough) seconds += best_token_ * static_cast<double>(prompt_tokens);
+  if (steps_ >= kEnough) seconds += best_step_ * static_cast<double>(steps);
+  return absl::Seconds(seconds);
 }
 
 // Coordinate descent on the squared error with cost >= 0: exact enough after a few rounds, and

@@ -162,21 +162,5 @@ TEST(Scheduler, EveryWorkableSetMakesProgressWithinTheLimits) {
   }
 }
 
-TEST(Scheduler, WaitingLine) {
-  const absl::Time t0 = absl::UnixEpoch();
-  Scheduler scheduler(kLimits);
-  for (int i = 1; i <= 4; ++i) scheduler.Enqueue(i, t0 + absl::Seconds(i - 1));
-  EXPECT_EQ(scheduler.waiting(), 4);
-  EXPECT_EQ(scheduler.waiting_at(2), 3u);
-  EXPECT_EQ(scheduler.oldest(t0 + absl::Seconds(3)), absl::Seconds(3));
-  EXPECT_TRUE(scheduler.Remove(4));
-  EXPECT_FALSE(scheduler.Remove(4));
-  EXPECT_EQ(scheduler.Pop(), 1u);
-  EXPECT_EQ(scheduler.Pop(), 2u);
-  EXPECT_EQ(scheduler.Pop(), 3u);
-  EXPECT_EQ(scheduler.Pop(), std::nullopt);
-  EXPECT_EQ(scheduler.oldest(t0), absl::ZeroDuration());
-}
-
 }  // namespace
 }  // namespace skein::engine
