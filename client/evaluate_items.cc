@@ -87,7 +87,7 @@ EvaluationItem HellaSwag(const Json& object, std::vector<std::string> endings) {
                                             Text(object, "ctx_a").value_or(""), " ",
                                             Capitalized(Text(object, "ctx_b").value_or(""))));
   for (std::string& ending : endings)
-    item.choices.push_back(" " + CleanHellaSwag(std::move(ending)));
+    item.choices.push_back(absl::StrCat(" ", CleanHellaSwag(std::move(ending))));
   return item;
 }
 
@@ -105,7 +105,7 @@ absl::StatusOr<EvaluationItem> ChoiceOf(const Json& object, int64_t line) {
   } else if (const auto goal = Text(object, "goal")) {
     item.prompt = absl::StrCat("Question: ", *goal, "\nAnswer:");
     for (const char* key : {"sol1", "sol2"})
-      item.choices.push_back(" " + Text(object, key).value_or(""));
+      item.choices.push_back(absl::StrCat(" ", Text(object, key).value_or("")));
   } else {
     return InLine(line, "has neither \"choices\" nor \"endings\" nor \"goal\"");
   }
