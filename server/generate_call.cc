@@ -104,7 +104,9 @@ void GenerateCall::OnReady() {
 }
 
 GenerateCall::Action GenerateCall::Written(bool ok) {
-  return reading_.load()->WriteDone(*this, ok);
+  RequestRecord* record = reading_.load();
+  if (ok) return record->WriteDone(*this);
+  return record->Gone(*this, GoneStatus(), /*end_turn=*/!EngineEndsIt(), /*in_write=*/true);
 }
 
 GenerateCall::Action GenerateCall::Gone(const absl::Status& status) {
@@ -119,8 +121,7 @@ GenerateCall::Action GenerateCall::Gone(const absl::Status& status) {
       return action;
     }
   }
-  const bool engine_ends_it = submitted_ && call().deadline_passed();
-  return reading_.load()->Gone(*this, status, /*end_turn=*/!engine_ends_it);
+  return reading_.load()->Gone(*this, status, /*end_turn=*/!EngineEndsIt());
 }
 
 void GenerateCall::OnEnd(const absl::Status& status) {

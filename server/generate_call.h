@@ -40,10 +40,11 @@ class GenerateCall final : public StreamCall<v1::GenerateResponse>, public Recor
 
   absl::Status Submit(const std::shared_ptr<RequestRecord>& record, const Start& start);
   absl::Status Read(std::shared_ptr<RequestRecord> record, int64_t after_token);
+  // The engine ends what this call has submitted at this call's deadline by itself.
+  bool EngineEndsIt() const { return submitted_ && call().deadline_passed(); }
   void Resume();  // the run that was waited for has ended
 
   const std::string request_id_;
-  // The engine ends what this call has submitted at this call's deadline by itself.
   std::atomic<bool> submitted_{false};
 
   std::mutex mu_;

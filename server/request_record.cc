@@ -362,18 +362,19 @@ RequestRecord::Action RequestRecord::Next(RecordReader& reader) {
   return NextLocked(&reader);
 }
 
-RequestRecord::Action RequestRecord::WriteDone(RecordReader& reader, bool ok) {
+RequestRecord::Action RequestRecord::WriteDone(RecordReader& reader) {
   const std::lock_guard lock(mu_);
-  reader.gate_.WriteDone(ok);
+  reader.gate_.WriteDone(true);
   return NextLocked(&reader);
 }
 
-RequestRecord::Action RequestRecord::Gone(RecordReader& reader, absl::Status status,
-                                          bool end_turn) {
+RequestRecord::Action RequestRecord::Gone(RecordReader& reader, absl::Status status, bool end_turn,
+                                          bool in_write) {
   Canceller cancel;
   Action action;
   {
     const std::lock_guard lock(mu_);
+    if (in_write) reader.gate_.WriteDone(false);
     reader.gate_.Drop(std::move(status));
     if (reader_.get() == &reader) {
       Detach();

@@ -112,10 +112,11 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   absl::Status Attach(std::shared_ptr<RecordReader> reader, int64_t after_token);
   // What the reader has to do now.
   Action Next(RecordReader& reader);
-  Action WriteDone(RecordReader& reader, bool ok);
-  // The reader's transport is gone. `end_turn`: unless the turn is to be finished, it is cancelled;
-  // false when the engine ends it by itself (its deadline).
-  Action Gone(RecordReader& reader, absl::Status status, bool end_turn);
+  Action WriteDone(RecordReader& reader);
+  // The reader's transport is gone, which a write that failed says too (`in_write`). `end_turn`:
+  // unless the turn is to be finished, it is cancelled; false when the engine ends it by itself
+  // (its deadline).
+  Action Gone(RecordReader& reader, absl::Status status, bool end_turn, bool in_write = false);
 
   // Its reader went away before its end, and none has come since.
   bool unread() const;

@@ -45,7 +45,15 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     }
   }
 
-  // The write told last is done.
+  // Why the transport is gone.
+  absl::Status GoneStatus() const {
+    return call_.deadline_passed()
+               ? absl::DeadlineExceededError("the deadline of the call has passed")
+               : absl::CancelledError("the client is gone");
+  }
+
+  // The write told last is done; `ok` false: the transport is gone, and Gone may come too, before
+  // or after.
   virtual Action Written(bool ok) = 0;
   // The transport was cancelled (client gone, or its deadline passed): stop producing, finish with
   // `status`.
@@ -55,11 +63,7 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  private:
   void OnWriteDone(bool ok) final { Apply(Written(ok)); }
-  void OnCancel() final {
-    Apply(Gone(call_.deadline_passed()
-                   ? absl::DeadlineExceededError("the deadline of the call has passed")
-                   : absl::CancelledError("the client is gone")));
-  }
+  void OnCancel() final { Apply(Gone(GoneStatus())); }
   void OnDone() final { self_.reset(); }  // may delete this
 
   Call call_;

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 
 VOCABULARY = 257  # id 0 ends a document, id = byte + 1
+POISON = 0xFF  # the byte whose embedding is not a number, in write_poisoned_checkpoint
 
 
 def random_weights(layers=2, width=64, head_size=32, rank=16, seed=1):
@@ -77,3 +78,10 @@ def write_tiny_checkpoint(path, chat_template="rwkv", **shape):
         "skein.training_context": "128",
     }
     write_safetensors(path, random_weights(**shape), metadata)
+
+
+def write_poisoned_checkpoint(path, **shape):
+    """A row that reads or says POISON has no finite logits from then on: what a fault of the device looks like."""
+    weights = random_weights(**shape)
+    weights["emb.weight"][POISON + 1] = float("nan")
+    write_safetensors(path, weights, {"skein.tokenizer": "bytes", "skein.chat_template": "rwkv"})

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import daemon as daemon_module  # noqa: E402
-from checkpoint import write_tiny_checkpoint  # noqa: E402
+from checkpoint import write_poisoned_checkpoint, write_tiny_checkpoint  # noqa: E402
 
 
 def generate_protos():
@@ -67,6 +67,14 @@ def steady_model(tmp_path_factory):
     slow and loses its slot to another."""
     path = tmp_path_factory.mktemp("model") / "steady.safetensors"
     write_tiny_checkpoint(path, layers=3, width=384, head_size=64)
+    return path
+
+
+@pytest.fixture(scope="session")
+def poisoned_model(tmp_path_factory):
+    """As big as the steady one, with a byte that breaks the row which reads or says it."""
+    path = tmp_path_factory.mktemp("model") / "poisoned.safetensors"
+    write_poisoned_checkpoint(path, layers=3, width=384, head_size=64)
     return path
 
 

@@ -23,7 +23,7 @@ import urllib.request
 
 import grpc
 import pytest
-from checkpoint import random_weights, write_safetensors
+from checkpoint import POISON
 from client import ENDLESS, Client, details, fresh_id
 from daemon import Daemon
 
@@ -32,7 +32,6 @@ PHASES = ["waiting", "prefill", "decode", "last token"]
 ENDS = ["ok", "Cancel", "transport cancel", "deadline", "max_time", "server error", "drain", "client killed"]
 COMMITS = ["ON_SUCCESS", "KEEP_PARTIAL"]
 
-POISON = 0xFF           # the byte whose embedding is NaN
 LONG_PROMPT = 60000     # bytes = tokens: seconds of prefill
 LAST = 24               # tokens of an answer whose last one is the moment
 
@@ -46,16 +45,6 @@ COMMITTED = {
 # What each end is called there.
 NAMES = {"ok": "length", "Cancel": "cancelled", "transport cancel": "CANCELLED", "deadline": "DEADLINE_EXCEEDED",
          "max_time": "time", "server error": "INTERNAL", "drain": "drained", "client killed": "CANCELLED"}
-
-
-@pytest.fixture(scope="module")
-def poisoned_model(tmp_path_factory):
-    """A millisecond or so a token, and one byte that breaks its row."""
-    path = tmp_path_factory.mktemp("model") / "poisoned.safetensors"
-    weights = random_weights(layers=3, width=384, head_size=64)
-    weights["emb.weight"][POISON + 1] = float("nan")
-    write_safetensors(path, weights, {"skein.tokenizer": "bytes", "skein.chat_template": "rwkv"})
-    return path
 
 
 class Server:
@@ -73,8 +62,8 @@ class Server:
     def gauges(self):
         with urllib.request.urlopen(self.daemon.metrics, timeout=10) as answer:
             text = answer.read().decode()
-        wanted = ["skein_requests_running", "skein_requests_waiting", "skein_queue_tokens",
-                  'skein_state_cache_usage_ratio{model="m",tier="device"}', 'skein_state_cache_bytes', "skein_conversations"]
+        wanted = ["skein_requests_running{", "skein_requests_waiting{", "skein_queue_tokens{", "skein_state_cache_usage_ratio{",
+                  "skein_state_cache_bytes{", "skein_conversations{"]
         out = {}
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
@@ -217,9 +206,10 @@ def prepare(server, kind):
     return fork.id, fork.head_version
 
 
-def end_it(server, end, stream, request, wire):
+def end_it(server, end, phase, stream, request, wire):
     if end == "Cancel":
-        assert server.client.gen.Cancel(server.pb.gen.CancelRequest(request_id=request.request_id)).cancelled
+        found = server.client.gen.Cancel(server.pb.gen.CancelRequest(request_id=request.request_id)).cancelled
+        assert found or phase == "last token"
     elif end == "transport cancel":
         stream.call.cancel()
     elif end == "client killed":
@@ -246,7 +236,7 @@ def run_case(server, end, phase, kind, commit):
     stream = Stream(stub.Generate(request, timeout=timeout))
     if end not in ("ok", "deadline", "max_time", "server error") or phase == "waiting":
         stream.wait(MOMENT[phase])
-    end_it(server, end, stream, request, wire)
+    end_it(server, end, phase, stream, request, wire)
     if phase == "waiting":
         if end in ("ok", "server error"):
             blocker.call.cancel()  # its turn comes
@@ -342,7 +332,7 @@ def server(poisoned_model, pb, tmp_path_factory):
     daemon.stop()
 
 
-@pytest.mark.parametrize("end, phase", itertools.product(ENDS, PHASES))
+@pytest.mark.parametrize("end, phase", list(itertools.product(ENDS, PHASES)))
 def test_matrix(server, pb, end, phase):
     before = server.gauges()
     for kind, commit in [(k, c) for e, p, k, c in CASES if (e, p) == (end, phase)]:
@@ -394,7 +384,7 @@ def test_a_killed_process(server, pb):
         import sys
         sys.path[:0] = {[p for p in sys.path if p]!r}
         import google
-        google.__path__.extend({list(google.__path__)!r})
+        google.__path__ = {list(google.__path__)!r}
         import grpc
         from skein.v1 import generation_pb2 as g, generation_pb2_grpc as s
         stub = s.GenerationStub(grpc.insecure_channel({server.daemon.address!r}))

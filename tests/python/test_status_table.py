@@ -9,7 +9,7 @@ import typing
 
 import grpc
 import pytest
-from checkpoint import random_weights, write_safetensors
+from checkpoint import POISON
 from client import ENDLESS, Client, Running, details, fresh_id
 from test_metrics import scrape
 
@@ -80,15 +80,15 @@ ROWS = [
 
     # ---- conversations
     Row("unknown conversation", generate(conversation="nobody"), C.NOT_FOUND, "CONVERSATION_NOT_FOUND",
-        "conversation 'nobody' does not exist"),
+        "no conversation 'nobody'"),
     Row("unknown version", generate(conversation=lambda w: w["conversation"], base_version=9), C.NOT_FOUND,
         "VERSION_NOT_FOUND", "conversation '{conversation}' has no version 9"),
     Row("busy", generate(conversation=lambda w: w["conversation"]), C.ABORTED, "CONVERSATION_BUSY",
-        "conversation '{conversation}' is busy with another request", setup="busy"),
+        "conversation '{conversation}' is in use by another request", setup="busy"),
     Row("version mismatch", generate(conversation=lambda w: w["conversation"], expected_version=7), C.FAILED_PRECONDITION,
-        "VERSION_MISMATCH", "conversation '{conversation}' is at version 1, not 7", precondition="VERSION_MISMATCH"),
+        "VERSION_MISMATCH", "the head of conversation '{conversation}' is version 1, not 7", precondition="VERSION_MISMATCH"),
     Row("conversation exists", conversations("Create", lambda c, w: c.CreateConversationRequest(id=w["conversation"])),
-        C.ALREADY_EXISTS, "CONVERSATION_EXISTS", "conversation '{conversation}' exists"),
+        C.ALREADY_EXISTS, "CONVERSATION_EXISTS", "conversation '{conversation}' exists already"),
 
     # ---- requests by id
     Row("request id with other input", generate(request_id=lambda w: w["request"], max_tokens=3), C.ALREADY_EXISTS,
@@ -100,10 +100,10 @@ ROWS = [
         "after_token: is 9, but there are only 8 tokens so far", field="after_token"),
 
     # ---- the model
-    Row("unknown model", generate(model="gpt"), C.NOT_FOUND, "MODEL_NOT_FOUND", "model 'gpt' is not served here; 'm' is",
+    Row("unknown model", generate(model="gpt"), C.NOT_FOUND, "MODEL_NOT_FOUND", "model 'gpt' is not served here; served: m",
         metadata={"served": "m"}),
-    Row("not finite", generate(lambda r: (r.token_ids.ids.append(256))), C.INTERNAL, "NON_FINITE_LOGITS",
-        "the model's output is not finite"),
+    Row("not finite", generate(lambda r: (r.token_ids.ids.append(POISON + 1))), C.INTERNAL, "NON_FINITE_LOGITS",
+        "the model's logits for this request are not finite at token 1"),
 
     # ---- not built
     Row("constraint", generate(lambda r: setattr(r.constraint, "regex", "a+")), C.UNIMPLEMENTED, "NOT_SUPPORTED",
@@ -125,27 +125,17 @@ ROWS = [
     Row("score continuations", score(3), C.INVALID_ARGUMENT, "INVALID_FIELD", "continuations: has 3 entries; at most 2",
         field="continuations"),
     Row("forks", conversations("Fork", lambda c, w: c.ForkConversationRequest(id=w["conversation"], count=3)),
-        C.INVALID_ARGUMENT, "INVALID_FIELD", "count: is 3, must be in [1, 2]", field="count"),
+        C.INVALID_ARGUMENT, "INVALID_FIELD", "count: is 3, must be in [1, 2] (limits.forks)", field="count"),
     Row("message size", lambda client, world: client.stream("x" * 9000), C.RESOURCE_EXHAUSTED, "",
-        "Received message larger than max (9028 vs. 8192)"),
+        "Received message larger than max (9023 vs. 8192)"),
 ]
 
 
 @pytest.fixture(scope="module")
-def model_with_poison(tmp_path_factory):
-    """Token 256 (byte 0xFF) has an embedding that is not a number."""
-    path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    weights = random_weights()
-    weights["emb.weight"][256] = float("nan")
-    write_safetensors(path, weights, {"skein.tokenizer": "bytes", "skein.chat_template": "rwkv"})
-    return path
-
-
-@pytest.fixture(scope="module")
-def world(model_with_poison, pb, tmp_path_factory):
+def world(poisoned_model, pb, tmp_path_factory):
     """A daemon with small limits, a conversation with one version, a request that has ended."""
     import daemon as daemon_module
-    daemon = daemon_module.Daemon(model_with_poison, tmp_path_factory.mktemp("table"), SMALL)
+    daemon = daemon_module.Daemon(poisoned_model, tmp_path_factory.mktemp("table"), SMALL)
     client = Client(pb, daemon.channel)
     conversation, request = fresh_id(), fresh_id()
     client.generate("hi", conversation=conversation, create_if_missing=True)
@@ -171,6 +161,8 @@ def situation(world, name):
         running.cancel()
         for stream in waiting:
             list(stream)
+        while conversation and client.get(conversation).busy:
+            time.sleep(0.002)
     return undo
 
 
