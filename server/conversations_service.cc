@@ -119,18 +119,13 @@ grpc::ServerUnaryReactor* ConversationsService::Get(Context* context, const Byte
 absl::Status ConversationsService::AddHistory(const engine::ConversationKey& key, int64_t after,
                                               int32_t size, v1::Conversation* response) const {
   SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(response->model()));
-  // One more tells whether there is a next page.
-  SKEIN_ASSIGN_OR_RETURN(const auto versions,
-                         store().History(key, after, size + 1, kHistoryTokens));
-  int64_t tokens = 0;
+  SKEIN_ASSIGN_OR_RETURN(const auto versions, store().History(key, after, size, kHistoryTokens));
   for (const engine::VersionInfo& version : versions) {
-    if (response->versions_size() == size || tokens >= kHistoryTokens) break;
     *response->add_versions() = model.converter().ToProto(version);
-    tokens += static_cast<int64_t>(version.input.size() + version.output.size());
     after = version.id;
   }
-  const bool more = response->versions_size() < static_cast<int64_t>(versions.size());
-  if (more || tokens >= kHistoryTokens) response->set_next_page_token(absl::StrCat(after));
+  SKEIN_ASSIGN_OR_RETURN(const auto more, store().History(key, after, 1, 1));
+  if (!more.empty()) response->set_next_page_token(absl::StrCat(after));
   return absl::OkStatus();
 }
 
