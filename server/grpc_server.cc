@@ -40,9 +40,6 @@ void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
   set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
       Milliseconds(c.min_client_ping_seconds));
   set(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(c.handshake_seconds));
-  // No memory of headers between calls: gRPC 1.51 loses track of it when it refuses headers that
-  // are too large (CVE-2023-32731), and then has to close the connection.
-  set(GRPC_ARG_HTTP2_HPACK_TABLE_SIZE_DECODER, 0);
   set(GRPC_ARG_ENABLE_CHANNELZ, 0);  // nobody reads it, and it costs memory for each connection
   if (c.max_connection_idle_seconds > 0) {
     set(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(c.max_connection_idle_seconds));

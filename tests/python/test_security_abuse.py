@@ -47,7 +47,12 @@ def test_oversized_metadata(client, shared, pb):
     client.info.ListModels(request, metadata=[("x", "y" * 8000)])
     error = expect_error(EXHAUSTED, lambda: client.info.ListModels(request, metadata=[("x", "y" * 100000)]))
     assert "metadata" in error.details()
-    expect_error(EXHAUSTED, lambda: client.info.ListModels(request, metadata=[(f"x{i}", "y" * 1000) for i in range(100)]))
+    # Many at once: now and then gRPC 1.51 closes the connection instead.
+    with shared.new_channel() as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            models = pb.info_grpc.InfoStub(channel).ListModels
+            models(request, metadata=[(f"x{i}", "y" * 1000) for i in range(100)], timeout=10)
+        assert caught.value.code() in (EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
     client.info.ListModels(request)
     serves(shared, pb)
 
@@ -82,7 +87,8 @@ def open_files_limit():
 
 
 def test_idle_connections(start, pb):
-    daemon = start({"listen.handshake": "10m"})  # half of them do not even begin
+    # Half of them do not even begin, and none answers pings; how fast they come depends on the machine.
+    daemon = start({"listen.handshake": "10m", "listen.keepalive": "10m"})
     # Both ends are limited by the number of open files; source ports of one address go to 28,000.
     count = min(10000, open_files_limit() - 1000)
     assert count >= 500, "the limit of open files is too low for this test"
@@ -212,7 +218,7 @@ def test_reset_flood(start, pb):
                           frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
     except OSError:
         pass
-    serves(daemon, pb, timeout=20)
+    serves(daemon, pb, timeout=60)
     assert resident(daemon) - before < 128 * MIB
 
 
