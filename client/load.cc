@@ -153,7 +153,7 @@ void AddEndFlags(CLI::App* command, LoadOptions* o) {
             o->requests = n;
             if (duration->count() == 0) o->duration = kForever;
           },
-          "end after so many requests, warm-up included")
+          "end after so many requests, those of the warm-up not counted")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->group("Load");

@@ -78,7 +78,7 @@ void LoadRun::Begin() {
 }
 
 bool LoadRun::admitting() const {
-  return admitting_ && (options_.requests == 0 || requests_ < options_.requests);
+  return admitting_ && (options_.requests == 0 || measured_ < options_.requests);
 }
 
 // Starts what is due. While max_open sessions run nothing starts, and the schedule does not move:
@@ -121,12 +121,13 @@ v1::GenerateRequest LoadRun::RequestOf(Session* session, const RequestPlan& plan
 
 void LoadRun::StartTurn(Session* session, Time intended) {
   ++requests_;
+  measured_ += intended >= shared_.measure_from;
   const RequestPlan plan = session->plan.NextRequest();
   session->stream = std::make_unique<LoadStream>(
       shared_, session->connection, RequestOf(session, plan), plan, intended,
       [this, session](const RequestOutcome& outcome) { TurnDone(session, outcome); });
   session->stream->Start();
-  if (requests_ == options_.requests) StopAdmitting();
+  if (options_.requests > 0 && measured_ >= options_.requests) StopAdmitting();
 }
 
 void LoadRun::TurnDone(Session* session, const RequestOutcome& o) {

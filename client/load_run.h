@@ -74,6 +74,7 @@ class LoadRun {
   bool admitting_ = false;
   bool arrival_timer_ = false;
   int64_t sessions_ = 0, requests_ = 0, calls_ = 0;
+  int64_t measured_ = 0;  // requests that are meant to start after the warm-up
   std::map<int64_t, std::unique_ptr<Session>> open_;  // by number
 
   std::atomic<int64_t> never_started_{0}, conversations_left_{0};

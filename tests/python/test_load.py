@@ -1,0 +1,158 @@
+"""`skein load` against a daemon: what it reports is what the daemon counted."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from client import Client
+from daemon import BUILD
+from test_metrics import scrape, series
+
+SKEIN = BUILD / "bin" / "skein"
+
+
+def load(daemon, *arguments, check=True, timeout=120):
+    result = subprocess.run([SKEIN, "load", "--server", daemon.address, *arguments], capture_output=True, text=True,
+                            timeout=timeout)
+    if check:
+        assert result.returncode == 0, result.stderr
+    return result
+
+
+def load_json(daemon, *arguments):
+    return json.loads(load(daemon, *arguments, "--json").stdout)
+
+
+def total(values, name, *labels):
+    return sum(v for k, v in values.items() if re.match(rf"{name}(\{{|$)", k) and all(label in k for label in labels))
+
+
+def is_ordered(quantiles):
+    return quantiles["p50"] <= quantiles["p90"] <= quantiles["p99"] <= quantiles["p99.9"] <= quantiles["max"]
+
+
+def test_closed_loop_counts_what_the_daemon_counts(start):
+    daemon = start()
+    report = load_json(daemon, "-u", "6", "-n", "60", "--prompt", "uniform:4,40", "--output", "uniform:2,20",
+                       "--connections", "3")
+    values = series(scrape(daemon))
+    assert report["requests"]["started"] == report["requests"]["ok"] == 60
+    assert report["codes"] == {"OK": 60} and report["ends"] == {"length": 60}
+    assert total(values, "skein_requests_total", 'code="OK"') == 60
+    assert report["tokens"]["prompt"] == total(values, "skein_prompt_tokens_total")
+    assert report["tokens"]["output"] == total(values, "skein_generation_tokens_total")
+    for name in ["first_token", "request"]:
+        assert report["latency_seconds"][name]["count"] == 60
+    for quantiles in report["latency_seconds"].values():
+        assert is_ordered(quantiles), report
+    assert report["latency_seconds"]["first_token"]["p50"] < report["latency_seconds"]["request"]["p50"]
+    assert report["tokens"]["output_per_second"] == pytest.approx(
+        report["tokens"]["output"] / report["measured_seconds"], rel=0.01)
+    # One for the text, each other on a connection of its own.
+    assert total(values, "grpc_server_started_total", 'grpc_method="Generate"') == 60
+
+
+def test_the_seed_decides_what_is_sent(start):
+    daemon = start()
+    arguments = ["-u", "4", "-n", "20", "--prompt", "lognormal:20,0.5,100", "--output", "uniform:1,9", "--load-seed"]
+    first = load_json(daemon, *arguments, "3")["tokens"]
+    assert load_json(daemon, *arguments, "3")["tokens"]["prompt"] == first["prompt"]
+    assert load_json(daemon, *arguments, "4")["tokens"]["prompt"] != first["prompt"]
+
+
+def test_conversations_reuse_their_state_and_are_deleted(start, pb):
+    daemon = start()
+    report = load_json(daemon, "-u", "1", "-n", "24", "--turns", "4", "--prompt", "10", "--output", "5", "--think", "0.01")
+    assert report["requests"]["ok"] == 24 and report["conversations_left"] == 0
+    # Turns two to four of six conversations go on from a state.
+    assert report["tokens"]["reused"] == sum(15 * turn - 1 for turn in (1, 2, 3)) * 6
+    client = Client(pb, daemon.channel)
+    assert not client.conv.List(pb.conv.ListConversationsRequest()).conversations
+    load_json(daemon, "-u", "1", "-n", "4", "--turns", "2", "--keep")
+    assert len(client.conv.List(pb.conv.ListConversationsRequest()).conversations) == 2
+
+
+def test_open_loop_does_not_wait_for_the_server(start, steady_model):
+    """One slot and 25 requests a second of 100 ms and more: those behind count from when they should have started."""
+    daemon = start({"engine.slots": 1, "limits.queued": 1000}, model=steady_model)
+    report = load_json(daemon, "--rate", "25", "-d", "3", "--prompt", "4", "--output", "100", "--grace", "60")
+    assert report["requests"]["started"] == pytest.approx(75, abs=30)
+    first, lag = report["latency_seconds"]["first_token"], report["latency_seconds"]["start_lag"]
+    assert first["max"] > 1, report
+    assert lag["max"] < first["max"] / 2
+
+
+def test_max_open_delays_starts_and_the_delay_counts(start, steady_model):
+    daemon = start(model=steady_model)
+    report = load_json(daemon, "--rate", "100", "-d", "2", "--prompt", "4", "--output", "60", "--max-open", "1",
+                       "--grace", "60")
+    assert report["requests"]["never_started"] > 0
+    lag, first = report["latency_seconds"]["start_lag"], report["latency_seconds"]["first_token"]
+    assert lag["max"] > 0.5 and first["max"] >= lag["max"]
+
+
+def test_bad_manners_leave_nothing_behind(start, steady_model):
+    daemon = start({"limits.outbox_tokens": 8}, model=steady_model)
+    report = load_json(daemon, "-u", "12", "-n", "60", "--output", "40", "--cancel", "0.3", "--hang-up", "0.3", "--slow",
+                       "0.2", "--slow-rate", "200")
+    requests = report["requests"]
+    assert requests["ok"] == 60 and requests["ended_by_client"] > 20 and requests["slow_readers"] > 3
+    assert report["ends"].get("cancelled", 0) > 3 and report["codes"]["hung up by this client"] > 3
+    # Slow and ended ones are not in the table.
+    assert report["latency_seconds"]["request"]["count"] <= 60 - requests["ended_by_client"]
+    end = time.monotonic() + 10
+    while total(series(scrape(daemon)), "skein_requests_running") > 0:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_refusals_are_told_by_code_and_time(start, steady_model):
+    daemon = start({"engine.slots": 1, "limits.queued": 1}, model=steady_model)
+    report = load_json(daemon, "--rate", "100", "-d", "2", "--output", "100", "--grace", "60")
+    refused = report["codes"]["RESOURCE_EXHAUSTED QUEUE_FULL"]
+    assert refused > 100 and refused == report["requests"]["failed"]
+    assert report["latency_seconds"]["refusal"]["count"] == refused
+    assert report["latency_seconds"]["refusal"]["p50"] < 0.5
+
+
+def test_report_for_people_and_ctrl_c(start):
+    daemon = start()
+    out = load(daemon, "-u", "2", "-n", "10", "--warm-up", "0.1").stdout
+    for words in ["closed loop, 2 users", "p99.9", "first token", "between tokens", "whole request", "codes: OK"]:
+        assert words in out, out
+    process = subprocess.Popen([SKEIN, "load", "--server", daemon.address, "-u", "2", "-d", "600", "--output", "5"],
+                               stdout=subprocess.PIPE, text=True)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=20)[0]
+    assert process.returncode == 0 and "requests:" in out and "codes: OK" in out
+
+
+@pytest.mark.parametrize("arguments,code,words", [
+    (["--prompt", "normal:3"], 2, "--prompt"),
+    (["--output", "uniform:9,3"], 2, "uniform:LEAST,MOST"),
+    (["-u", "3", "--rate", "4"], 2, "--rate"),
+    (["--cancel", "0.7", "--hang-up", "0.7"], 2, "more than 1"),
+    (["--text", "/no/such/file"], 4, "/no/such/file"),
+    (["-n", "3", "--model", "other"], 4, "other"),
+])
+def test_wrong_flags(shared, arguments, code, words):
+    result = load(shared, *arguments, check=False)
+    assert result.returncode == code and words in result.stderr, result
+
+
+def test_nothing_succeeded(shared):
+    result = load(shared, "-n", "3", "--prompt", "200000", check=False)
+    assert result.returncode == 1 and "INVALID_ARGUMENT" in result.stdout
+    assert "is skeind running" in subprocess.run([SKEIN, "load", "--server", "127.0.0.1:1"], capture_output=True, text=True,
+                                                 timeout=30, env=os.environ).stderr
+
+
+def test_help_has_examples(shared):
+    out = load(shared, "--help").stdout
+    for words in ["Examples:", "--rate", "--turns", "lognormal:MEDIAN", "coordinated omission"]:
+        assert words in out
