@@ -29,8 +29,6 @@ constexpr Access kTable[] = {
     {kConversation, "Delete", Access::kScope, kConversations},
     {kConversation, "Fork", Access::kScope, kConversations},
     {kConversation, "Rewind", Access::kScope, kConversations},
-    {kConversation, "Export", Access::kScope, Scope::kStateIo},
-    {kConversation, "Import", Access::kScope, Scope::kStateIo},
     {kInfo, "GetServerInfo", Access::kClient},
     {kInfo, "ListModels", Access::kClient},
     {kControl, "LoadModel", Access::kScope, Scope::kAdmin},

@@ -237,8 +237,8 @@ bool Listener::AcceptOne(int listener) {
     return errno == EINTR || errno == ECONNABORTED;
   }
   if (!table_->Add(fd)) {
+    refused_->limit.fetch_add(1);  // first, so that who sees the end finds it counted
     close(fd);
-    refused_->limit.fetch_add(1);
     if (absl::Now() - last_warning_ >= kWarnAgain) {
       last_warning_ = absl::Now();
       LogLine(LogLevel::kWarning, "too many connections: new ones are refused")
@@ -259,9 +259,9 @@ void Listener::OutOfDescriptors(int listener, int error) {
   Close(&reserve_);
   int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
   const bool refused = fd >= 0;
+  if (refused) refused_->descriptors.fetch_add(1);
   Close(&fd);
   reserve_ = OpenReserve();
-  if (refused) refused_->descriptors.fetch_add(1);
   if (absl::Now() - last_warning_ >= kWarnAgain) {
     last_warning_ = absl::Now();
     LogLine(LogLevel::kError, "cannot accept connections")

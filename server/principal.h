@@ -13,7 +13,7 @@ namespace skein::server {
 enum class Scope : uint8_t {
   kGenerate = 1,  // Generation: requests, also those that continue a conversation of the tenant
   kConversations = 2,  // Conversations: create, read, list, fork, rewind, delete
-  kStateIo = 4,        // Export and Import of states
+  kStateIo = 4,        // states as files; no RPC asks for it so far
   kAdmin = 8,          // Control
 };
 
