@@ -59,7 +59,13 @@ class Reader final : public RecordReader, public std::enable_shared_from_this<Re
   void OnReady() override { Apply(record_->Next(*this)); }
   // The writes in flight are done, and those that follow, at most n.
   void Carry(int n = 1000) {
-    while (n-- > 0 && writing_.exchange(false)) Apply(record_->WriteDone(*this, true));
+    while (n-- > 0 && writing_.exchange(false)) Apply(record_->WriteDone(*this));
+  }
+  // A reset connection: the write in flight fails, and the cancellation comes behind it.
+  void Break() {
+    writing_ = false;
+    Apply(record_->Gone(*this, absl::CancelledError("gone"), true, /*in_write=*/true));
+    Leave();
   }
   void Leave(bool end_turn = true) {
     Apply(record_->Gone(*this, absl::CancelledError("gone"), end_turn));
@@ -99,8 +105,8 @@ class Reader final : public RecordReader, public std::enable_shared_from_this<Re
 
 // One record and the calls that it makes.
 struct Fixture {
-  explicit Fixture(RequestSpec spec = Spec(), RecordLimits limits = {})
-      : record(std::make_shared<RequestRecord>(std::move(spec), limits, [this](auto) { ++ends; })) {
+  explicit Fixture(RequestSpec spec = Spec())
+      : record(std::make_shared<RequestRecord>(std::move(spec), [this](auto) { ++ends; })) {
     sinks = record->Begin([this](bool by_client) {
       (by_client ? cancelled : disconnected)++;
       return true;
@@ -245,6 +251,16 @@ TEST(Record, CancelledWhenItsReaderIsGone) {
     EXPECT_TRUE(f.record->unread());
     EXPECT_FALSE(f.record->Cancel()) << "it has ended";
   }
+}
+
+TEST(Record, AFailedWriteEndsTheTurnOnce) {
+  Fixture f;
+  auto reader = f.Read();
+  f.Say("a");  // in flight
+  reader->Break();
+  EXPECT_EQ(f.disconnected, 1);
+  EXPECT_EQ(reader->finishes, 1);
+  EXPECT_EQ(f.record->stage(), Stage::kEnding);
 }
 
 TEST(Record, FinishGoesOnWithoutAReader) {
@@ -465,7 +481,7 @@ class ThreadedReader final : public RecordReader {
     while (finishes_ == 0) {
       if (done_.exchange(false)) {
         writing_ = false;
-        Apply(record_->WriteDone(*this, true));
+        Apply(record_->WriteDone(*this));
         if (++writes == leave_after)
           Apply(record_->Gone(*this, absl::CancelledError("left"), true));
       } else {
@@ -505,11 +521,7 @@ class ThreadedReader final : public RecordReader {
 };
 
 TEST(LogThreads, SubmitJoinCancelAttachAndLeaveAtRandom) {
-  RequestLog log(
-      {.kept = 8,
-       .kept_bytes = 4000,
-       .kept_age = absl::Milliseconds(5),
-       .record = {.bytes = 1 << 14, .reader_tokens = 8, .reader_age = absl::Seconds(60)}});
+  RequestLog log({.kept = 8, .kept_bytes = 4000, .kept_age = absl::Milliseconds(5)});
   std::atomic<int> runs{0};
   const auto client = [&](unsigned seed) {
     std::mt19937 random(seed);
