@@ -411,7 +411,8 @@ def settle(daemon, before, timeout=30):
         device = [v for k, v in values.items() if k.startswith("skein_state_cache_usage_ratio") and "device" in k]
         if sum(device) != 0:
             wrong.append(f"device slots in use: {device}")
-        for name, slack in [("process_open_fds", 2), ("process_threads", 4)]:
+        # gRPC keeps some threads and drops others as it likes; one a request would be thousands.
+        for name, slack in [("process_open_fds", 2), ("process_threads", 12)]:
             if values[name] > before[name] + slack:
                 wrong.append(f"{name}: {before[name]:.0f} before, {values[name]:.0f} after")
         started, handled = total(values, "grpc_server_started_total"), total(values, "grpc_server_handled_total")

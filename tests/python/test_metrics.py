@@ -51,7 +51,7 @@ def test_steps_calls_and_refusals_are_counted_without_ids(start, pb):
     for phase in ["decode", "prefill", "mixed"]:
         assert values[f'skein_step_duration_seconds_count{{model="tiny",phase="{phase}"}}'] > 0
     assert values['skein_state_cache_misses_total{model="tiny",reason="evicted"}'] == 1
-    assert values['skein_admission_rejections_total{reason="CONVERSATION_NOT_FOUND"}'] == 1
+    assert values['skein_admission_rejections_total{model="tiny",reason="CONVERSATION_NOT_FOUND"}'] == 1
     handled = {k: v for k, v in values.items() if k.startswith("grpc_server_handled_total")}
     refused = [v for k, v in handled.items() if 'grpc_code="NOT_FOUND"' in k and 'grpc_method="Generate"' in k]
     assert refused == [1]
