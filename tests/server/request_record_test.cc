@@ -400,7 +400,7 @@ TEST(Log, JoinsReplaysRefusesAndRunsAgain) {
   EXPECT_EQ(joined->how, RequestLog::Opened::kJoined);
   EXPECT_EQ(joined->record, again);
   log.Refuse(theirs, absl::UnavailableError("draining"));
-  EXPECT_EQ(base::Reason(log.Find("t", "a").status()), "");
+  EXPECT_EQ(base::Reason(log.Find("t", "a").status()), "REQUEST_NOT_FOUND");
   EXPECT_TRUE(absl::IsNotFound(log.Find("t", "a").status()));
   EXPECT_EQ(log.gauges().running, 0);
 }
