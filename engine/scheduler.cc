@@ -16,9 +16,20 @@ bool IsDecode(const RowDemand& row) {
 }
 bool IsPrefill(const RowDemand& row) { return !row.blocked && row.remaining > 0 && !IsDecode(row); }
 
+// A prediction is a mean, and the target is to be kept by nearly all steps: each miss lowers the
+// aim and each hit raises it a little, so that about one step in a hundred misses.
+constexpr double kLowerAim = 0.9, kRaiseAim = 0.001, kLeastAim = 0.25;
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {}
+
+void Scheduler::Learn(int32_t decode_rows, int32_t prefill_tokens, absl::Duration measured) {
+  cost_.Learn(decode_rows, prefill_tokens, measured);
+  if (decode_rows == 0 || prefill_tokens == 0) return;
+  aim_ = measured > options_.target ? std::max(kLeastAim, aim_ * kLowerAim)
+                                    : std::min(1.0, aim_ + kRaiseAim);
+}
 
 void Scheduler::Plan(std::span<const RowDemand> rows, std::vector<StepShare>* shares) {
   shares->clear();
@@ -26,7 +37,8 @@ void Scheduler::Plan(std::span<const RowDemand> rows, std::vector<StepShare>* sh
   Room room{options_.max_rows, options_.max_step_tokens, options_.max_logits, 0};
   AddDecodes(rows, &room, shares);
   const int32_t decodes = static_cast<int32_t>(shares->size());
-  const absl::Duration target = decodes > 0 ? options_.target : kAloneFactor * options_.target;
+  const absl::Duration target =
+      decodes > 0 ? aim_ * options_.target : kAloneFactor * options_.target;
   room.prefill = std::max(kLeastPrefill, cost_.PrefillThatFits(decodes, target));
   AddPrefill(rows, &room, shares);
   std::sort(shares->begin(), shares->end(),

@@ -42,9 +42,7 @@ class Scheduler {
 
   // Overwrites *shares with the next step, in order of row; empty when no row can do anything.
   void Plan(std::span<const RowDemand> rows, std::vector<StepShare>* shares);
-  void Learn(int32_t decode_rows, int32_t prefill_tokens, absl::Duration measured) {
-    cost_.Learn(decode_rows, prefill_tokens, measured);
-  }
+  void Learn(int32_t decode_rows, int32_t prefill_tokens, absl::Duration measured);
   const StepCost& cost() const { return cost_; }
 
  private:
@@ -56,6 +54,7 @@ class Scheduler {
 
   const SchedulerOptions options_;
   StepCost cost_;
+  double aim_ = 1;     // the part of the target that prefill is planned for
   uint64_t turn_ = 0;  // rotates which decoding row comes first when they do not all fit
 };
 

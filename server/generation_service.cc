@@ -19,10 +19,21 @@ Reactor* Refuse(Call call, const absl::Status& status, const std::string& reques
   return new RefusedStream(call.End(status, /*refused=*/true));
 }
 
+// An overloaded server spends nothing on a request that it cannot take; who may not ask at all is
+// told that instead.
+absl::Status CheckRoom(Call* call) {
+  if (!call->access().ok()) return absl::OkStatus();
+  absl::Status status = call->services().models->CheckRoom();
+  // Counted as the default model's, whose queue says when to come back.
+  if (!status.ok()) call->Use("").status().IgnoreError();
+  return status;
+}
+
 }  // namespace
 
 Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Generate"}, context);
+  if (absl::Status s = CheckRoom(&call); !s.ok()) return Refuse(std::move(call), s, "");
   v1::GenerateRequest proto;
   if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
@@ -55,6 +66,7 @@ Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
 
 Reactor* GenerationService::Score(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Score"}, context);
+  if (absl::Status s = CheckRoom(&call); !s.ok()) return Refuse(std::move(call), s, "");
   v1::ScoreRequest proto;
   if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());

@@ -1,5 +1,7 @@
 #include "server/model_registry.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "server/status.h"
@@ -23,6 +25,16 @@ std::vector<ModelRegistry::Ref> ModelRegistry::All() const {
   std::vector<Ref> all = Retired();
   for (auto& [name, instance] : Named()) all.push_back(instance);
   return all;
+}
+
+absl::Status ModelRegistry::CheckRoom() const {
+  absl::Status full;
+  for (const auto& [name, instance] : Named()) {
+    absl::Status status = instance->engine->CheckOpen();
+    if (!absl::IsResourceExhausted(status)) return absl::OkStatus();
+    full = std::move(status);
+  }
+  return full;
 }
 
 absl::Duration ModelRegistry::RetryDelay() const {

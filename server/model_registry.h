@@ -19,6 +19,8 @@ class ModelRegistry : public InstanceRegistry<ServedInstance> {
   absl::StatusOr<Ref> Resolve(absl::string_view name) const;
   // Those that are served and those that only finish what they have begun.
   std::vector<Ref> All() const;
+  // QUEUE_FULL when no model could take another request: told before a request is even parsed.
+  absl::Status CheckRoom() const;
   // How long a client that was refused should wait: by the default model's queue.
   absl::Duration RetryDelay() const;
 };

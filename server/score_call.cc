@@ -43,6 +43,7 @@ absl::Status ScoreCall::SubmitMore() {
   while (!stopped_ && running_ < kAtOnce && submitted_ < command_.continuations.size()) {
     engine::ScoreRequest request = command_.prototype;
     request.tenant = call().principal().tenant;
+    request.quotas = call().principal().quotas;
     request.request_id = PartId(request_id_, submitted_);
     request.continuation = command_.continuations[submitted_];
     request.deadline = call().deadline();

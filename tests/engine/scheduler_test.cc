@@ -101,6 +101,27 @@ TEST(Scheduler, PrefillStaysUnderTheTarget) {
   EXPECT_LE(scheduler.cost().Predict(8, shares.back().tokens), absl::Milliseconds(30));
 }
 
+TEST(Scheduler, NoiseLowersTheAimUntilNearlyAllStepsKeepTheTarget) {
+  Scheduler scheduler({64, 512, 256, 64, absl::Milliseconds(30)});
+  Teach(&scheduler);
+  std::vector<RowDemand> rows(8, Decode());
+  rows.push_back(Prefill(400));
+  std::vector<StepShare> shares;
+  uint32_t random = 1;
+  int missed = 0;
+  for (int step = 0; step < 5000; ++step) {
+    scheduler.Plan(rows, &shares);
+    const int32_t prefill = shares.back().tokens;
+    random = random * 1664525 + 1013904223;
+    const double noise = 0.8 + 0.4 * (random >> 8) / (1 << 24);  // of a machine with other work
+    const auto took = noise * absl::Microseconds(2000 + 8 * 1000 + 500 * prefill);
+    if (step >= 1000) missed += took > absl::Milliseconds(30);
+    scheduler.Learn(8, prefill, took);
+  }
+  EXPECT_LT(missed, 4000 * 3 / 100);
+  EXPECT_GT(shares.back().tokens, 16);
+}
+
 TEST(Scheduler, PrefillGoesOnEvenWhenTheTargetIsMissed) {
   Scheduler scheduler({64, 512, 256, 64, absl::Milliseconds(1)});
   Teach(&scheduler);
