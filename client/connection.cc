@@ -16,4 +16,25 @@ Connection::Connection(const std::string& server, const Security& security, bool
   control_ = v1::Control::NewStub(channel_);
 }
 
+grpc::Status Connection::GetConversation(const std::string& id, v1::View view,
+                                         v1::Conversation* conversation) {
+  v1::GetConversationRequest request;
+  request.set_id(id);
+  request.set_view(view);
+  conversation->Clear();
+  do {
+    v1::Conversation page;
+    const grpc::Status status =
+        Call(*conversations_, &v1::Conversations::Stub::Get, request, &page);
+    if (!status.ok()) return status;
+    page.mutable_versions()->Swap(conversation->mutable_versions());
+    for (v1::Version& version : *conversation->mutable_versions()) {
+      *page.add_versions() = std::move(version);
+    }
+    *conversation = std::move(page);
+    request.set_page_token(conversation->next_page_token());
+  } while (!request.page_token().empty());
+  return grpc::Status::OK;
+}
+
 }  // namespace skein::client

@@ -38,6 +38,10 @@ class Connection {
     return (stub.*method)(&context, request, response);
   }
 
+  // A conversation, with all pages of its versions when the view is HISTORY.
+  grpc::Status GetConversation(const std::string& id, v1::View view,
+                               v1::Conversation* conversation);
+
  private:
   static constexpr std::chrono::seconds kCallTimeout{30};
   std::shared_ptr<grpc::Channel> channel_;

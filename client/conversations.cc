@@ -42,11 +42,7 @@ grpc::Status List(const Options& options, Context* context) {
 
 grpc::Status Get(const Options& options, Context* context, v1::View view,
                  v1::Conversation* conversation) {
-  Connection connection = context->Connect();
-  v1::GetConversationRequest request;
-  request.set_id(options.id);
-  request.set_view(view);
-  return connection.Call(connection.conversations(), &Stub::Get, request, conversation);
+  return context->Connect().GetConversation(options.id, view, conversation);
 }
 
 grpc::Status ShowOne(const Options& options, Context* context) {
