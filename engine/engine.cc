@@ -306,11 +306,12 @@ absl::StatusOr<std::vector<Lease>> Engine::Impl::TakeCopies(GenerateRequest requ
 absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> lease,
                                  Sequence* sequence) {
   if (lease.has_value()) {
-    sequence->reserves = !ReadsOnly(request);
+    const bool reserves = !ReadsOnly(request);
     if (NeedsOne(request) && lease->pending.empty()) {
-      if (sequence->reserves) store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
+      if (reserves) store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
       return absl::InvalidArgumentError(kNothingToGoOnFrom);
     }
+    sequence->reserves = reserves;
     TakeLease(*std::move(lease), sequence);
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),

@@ -150,6 +150,7 @@ std::shared_ptr<const StateSnapshot> EngineLoop::FinalState(Sequence* sequence) 
   pool_->CopyOut(sequence->slot, snapshot->state, *stream_);
   stream_->Synchronize();
   sequence->to_host.push_back(MonotonicNow() - began);
+  sequence->slot_holds = snapshot;
   return snapshot;
 }
 
@@ -200,7 +201,7 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   sequence->place.reset();
   if (sequence->admitted == absl::InfinitePast() && sequence->index == 0)
     p_.queue.Left(sequence->queued, now);
-  if (sequence->slot >= 0) pool_->Release(sequence->slot);
+  if (sequence->slot >= 0) pool_->Release(sequence->slot, sequence->slot_holds);
   sequence->slot = -1;
   if (!sequence->held_state.empty()) spare_states_.push_back(std::move(sequence->held_state));
   admission_.Forget(sequence->ticket);

@@ -307,7 +307,11 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
   p_.queue.Left(sequence->queued, now);
   const StateSnapshot* snapshot =
       sequence->lease.has_value() ? sequence->lease->snapshot.get() : nullptr;
-  if (snapshot != nullptr) {
+  const int32_t warm = snapshot == nullptr ? -1 : pool_->FindHolding(sequence->slot, *snapshot);
+  if (warm >= 0) {
+    sequence->slot = warm;
+    sequence->from_device = true;
+  } else if (snapshot != nullptr) {
     pool_->CopyIn(sequence->slot, snapshot->state, *stream_);
   } else {
     pool_->Zero(sequence->slot, *stream_);

@@ -53,7 +53,7 @@ bool Commits(End end, CommitMode mode) {
 const char* RestoredFrom(const Sequence& sequence) {
   if (!sequence.lease.has_value() || sequence.lease->base_version == 0) return "none";
   if (sequence.lease->rebuilt) return "tokens";
-  return "host";
+  return sequence.from_device ? "device" : "host";
 }
 
 void Sequence::StartFromLease(const std::vector<int32_t>& separator,

@@ -53,7 +53,7 @@ const char* FinishReasonName(End end);
 bool Commits(End end, CommitMode mode);
 
 struct Sequence;
-// "none", "host" or "tokens", as in StartedEvent.
+// "none", "device", "host" or "tokens", as in StartedEvent.
 const char* RestoredFrom(const Sequence& sequence);
 
 struct Sequence {
@@ -98,6 +98,9 @@ struct Sequence {
   std::vector<std::unique_ptr<Sequence>> followers;
 
   int32_t slot = -1;
+  bool from_device = false;  // its state was still in the slot
+  std::shared_ptr<const StateSnapshot>
+      slot_holds;             // once it ends: what the slot's state was kept as
   std::vector<float> parked;  // the state while it has no slot; empty before admission
   // The same, as it was at the parting: shared by the followers that found no slot.
   std::shared_ptr<const std::vector<float>> origin;

@@ -1,5 +1,6 @@
 #include "engine/state_pool.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -29,8 +30,8 @@ StatePool::StatePool(kernels::Device& device, kernels::Buffer buffer, int32_t sl
       buffer_(std::move(buffer)),
       slots_(slots),
       state_floats_(state_floats),
-      taken_(slots, false) {
-  free_.reserve(slots);
+      taken_(slots, false),
+      holds_(slots) {
   for (int32_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
 }
 
@@ -42,10 +43,36 @@ int32_t StatePool::Acquire() {
   return slot;
 }
 
-void StatePool::Release(int32_t slot) {
+void StatePool::Release(int32_t slot, const std::shared_ptr<const StateSnapshot>& holds) {
   SKEIN_CHECK(slot >= 0 && slot < slots_ && taken_[slot]);
   taken_[slot] = false;
-  free_.push_back(slot);
+  holds_[slot] = holds;
+  if (holds != nullptr) {
+    free_.push_front(slot);
+  } else {
+    free_.push_back(slot);
+  }
+}
+
+int32_t StatePool::FindHolding(int32_t slot, const StateSnapshot& snapshot) {
+  SKEIN_CHECK(taken_[slot]);
+  const auto holds = [&](int32_t s) { return holds_[s].lock().get() == &snapshot; };
+  if (holds(slot)) {
+    holds_[slot].reset();  // whoever has the slot changes what is in it
+    return slot;
+  }
+  const auto it = std::find_if(free_.begin(), free_.end(), holds);
+  if (it == free_.end()) {
+    holds_[slot].reset();
+    return -1;
+  }
+  const int32_t found = *it;
+  free_.erase(it);
+  taken_[found] = true;
+  holds_[found].reset();
+  taken_[slot] = false;
+  free_.push_back(slot);  // the next one to go: its state, if it has one, is the oldest
+  return found;
 }
 
 void StatePool::Zero(int32_t slot, kernels::Stream& stream) {

@@ -23,6 +23,7 @@ struct ModelMetrics::Series {
     };
     cached_tokens = &f.cached_tokens.Add(with("source", "conversation"));
     hits = &f.state_hits.Add(with("tier", "host"));
+    device_hits = &f.state_hits.Add(with("tier", "device"));
     misses = &f.state_misses.Add(with("reason", "evicted"));
     ttft = latency(f.ttft);
     itl = latency(f.itl);
@@ -42,7 +43,7 @@ struct ModelMetrics::Series {
     parkings = &f.state_evictions.Add({{"model", model}, {"from", "device"}, {"to", "host"}});
   }
 
-  Counter *cached_tokens, *hits, *misses, *parkings;
+  Counter *cached_tokens, *hits, *device_hits, *misses, *parkings;
   Histogram *ttft, *itl, *tpot, *e2e, *queue, *prefill, *decode, *gap, *batch, *tokens;
   Histogram *step_decode, *step_prefill, *step_mixed, *to_device, *to_host;
 };
@@ -126,6 +127,7 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
     families_->state_restores.Add({{"model", model_}, {"from", r.restored_from}}).Increment();
   }
   if (r.restored_from == "host") s.hits->Increment();
+  if (r.restored_from == "device") s.device_hits->Increment();
   if (r.restored_from == "tokens") s.misses->Increment();
   if (r.timings.restore > absl::ZeroDuration()) {
     s.to_device->Observe(absl::ToDoubleSeconds(r.timings.restore));

@@ -64,7 +64,7 @@ TEST_F(GenerateTest, ContinuesAConversationExactly) {
   const auto second = h_.Run(h_.Request({8, 9}, "c"));
   EXPECT_FALSE(second->started->created);
   EXPECT_EQ(second->started->version, 1);
-  EXPECT_EQ(second->started->restored_from, "host");
+  EXPECT_EQ(second->started->restored_from, "device");  // its slot was not needed meanwhile
   EXPECT_EQ(second->started->tokens_reused, 6);  // 3 + 4, less the last sampled one
   EXPECT_EQ(second->finished->usage.conversation_tokens, 13);
   const auto whole = Join(Join({5, 6, 7}, first->tokens()), {8, 9});
