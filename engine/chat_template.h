@@ -13,7 +13,22 @@ namespace skein::engine {
 
 class Checkpoint;
 
-enum class Role { kSystem, kUser, kAssistant };
+// A tool's result comes back as what a user says: "User: Function output:\n...".
+enum class Role { kSystem, kUser, kAssistant, kTool };
+
+// Whether an answer begins with thinking: how "Assistant:" goes on, and what is written behind the
+// user's message. The tag's '>' is left to the model, as it was trained.
+enum class Thinking {
+  kOff,     // nothing
+  kFast,    // " <think>\n</think": it has thought already
+  kOn,      // " <think"
+  kShort,   // the same, and " (think a bit)" behind the last user's message
+  kMedium,  // " (think)"
+  kLong,    // " (think a lot)"
+};
+// "off", "fast", "on", "short", "medium", "long"; in this order. INVALID_ARGUMENT names them.
+absl::StatusOr<Thinking> ThinkingFromName(absl::string_view name);
+const std::vector<std::string>& ThinkingNames();
 
 struct Message {
   Role role = Role::kUser;
@@ -25,6 +40,23 @@ enum class TemplateCursor {
   kStart,       // nothing yet
   kOpenTurn,    // a turn's text is not closed: the separator comes first
   kClosedTurn,  // the text ends with the separator
+};
+
+// Parts an answer's text into what was thought and what is said. The tags are in neither. One
+// stream, one thread; copies go on from where they were made.
+class ThinkingStream {
+ public:
+  ThinkingStream() : ThinkingStream(Thinking::kOff) {}
+  explicit ThinkingStream(Thinking thinking);
+  // Appends what `text` adds. What may become "</think>" is held back.
+  void Push(absl::string_view text, std::string* thought, std::string* said);
+  void Finish(std::string* thought);  // the end: what was held back
+
+ private:
+  enum class Place { kTagEnd, kThought, kSaid };
+  Place place_;
+  bool thinks_;      // after the tag's end
+  int8_t held_ = 0;  // bytes of "</think>" held back
 };
 
 class ChatTemplate {
@@ -41,12 +73,14 @@ class ChatTemplate {
   // "\n\n": what must stand between an open turn and the next one. The caller encodes it on its
   // own.
   const std::string& separator() const { return separator_; }
-  // The text of the messages, without a leading separator. A last message of the user (or system)
-  // ends with
-  // "\n\nAssistant:"; one of the assistant is left open, to be continued. Content is cleaned: CRLF
-  // -> LF, runs of newlines -> one, stripped. INVALID_ARGUMENT: empty list or empty content, with
-  // its index.
-  absl::StatusOr<std::string> Render(const std::vector<Message>& messages) const;
+  // The text of the messages, without a leading separator. A last message of the user (or system,
+  // or tool) ends with "\n\nAssistant:" and what `thinking` adds; one of the assistant is left
+  // open, to be continued. Content is cleaned: CRLF -> LF, runs of newlines -> one, stripped.
+  // INVALID_ARGUMENT: empty list or empty content, with its index; thinking that has no place.
+  absl::StatusOr<std::string> Render(const std::vector<Message>& messages,
+                                     Thinking thinking = Thinking::kOff) const;
+  // The same without an answer begun: what a conversation starts from.
+  absl::StatusOr<std::string> RenderTurns(const std::vector<Message>& messages) const;
   // The cursor after a conversation that ends with these bytes (at least the last
   // separator().size() of them).
   TemplateCursor CursorAfter(absl::string_view tail) const;

@@ -122,6 +122,8 @@ void AddLimits(YamlSchema* s, LimitsConfig* l) {
          "entries of logit_bias and of banned_token_ids");
   s->Add("limits.top_logprobs", &l->top_logprobs, Ints(0, kernels::kMaxTopLogprobs),
          "alternatives reported at each token");
+  s->Add("limits.num_sequences", &l->num_sequences, Ints(1, 1024),
+         "sequences that one Generate request may sample");
   s->Add("limits.score_continuations", &l->score_continuations, Ints(1, 65536),
          "continuations of one Score request");
   s->Add("limits.forks", &l->forks, Ints(1, 65536), "copies made by one Fork request");

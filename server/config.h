@@ -105,6 +105,7 @@ struct LimitsConfig {
   int64_t logit_bias = 1024;
   int64_t top_logprobs = 20;
   int64_t score_continuations = 256;
+  int64_t num_sequences = 16;
   int64_t forks = 64;
   int64_t outbox_tokens = 1024;
   double outbox_age_seconds = 30;

@@ -36,6 +36,8 @@ struct OutputChoice {
   bool tokens = false;
   bool logprobs = false;
   int32_t top_logprobs = 0;
+  bool prompt_logprobs = false;
+  engine::Thinking thinking = engine::Thinking::kOff;  // which the input was rendered with
 };
 
 struct GenerateCommand {
@@ -71,12 +73,13 @@ class Converter {
     std::vector<int32_t> tokens;
     std::vector<int32_t> separator;
   };
-  absl::StatusOr<Input> FromMessages(const v1::Messages& in, absl::string_view field) const;
+  absl::StatusOr<Input> FromMessages(const v1::Messages& in, engine::Thinking thinking,
+                                     absl::string_view field) const;
   absl::StatusOr<std::vector<int32_t>> FromIds(const v1::TokenIds& in,
                                                absl::string_view field) const;
   absl::Status CheckLength(const std::vector<int32_t>& tokens, absl::string_view field) const;
   template <typename Proto>
-  absl::StatusOr<Input> FromInput(const Proto& in) const;
+  absl::StatusOr<Input> FromInput(const Proto& in, engine::Thinking thinking) const;
 
   const ServerConfig& config_;
   const ServedModel& model_;
@@ -99,6 +102,7 @@ v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& toke
 v1::Conversation ToProto(const engine::ConversationInfo& info);
 v1::Started ToProto(const engine::StartedEvent& event, absl::string_view request_id);
 v1::Finished ToProto(const engine::FinishedEvent& event);
+v1::Finished ToFailed(const absl::Status& error);  // of one sequence among several
 v1::FinishReason ToProto(engine::FinishReason reason);
 void ToProto(absl::Duration duration, google::protobuf::Duration* out);
 v1::Sampling ToProto(const engine::SamplingOptions& sampling);

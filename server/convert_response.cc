@@ -116,6 +116,19 @@ std::string FingerprintText(uint64_t fingerprint) {
   return absl::StrCat(absl::Hex(fingerprint, absl::kZeroPad16));
 }
 
+v1::Finished ToFailed(const absl::Status& error) {
+  v1::Finished out;
+  out.set_reason(v1::FINISH_REASON_ERROR);
+  out.mutable_error()->set_code(static_cast<int32_t>(error.code()));
+  out.mutable_error()->set_reason(ReasonOf(error));
+  out.mutable_error()->set_message(std::string(error.message()));
+  if (const auto version = engine::CommittedVersion(error); version.has_value()) {
+    out.set_committed(true);
+    out.set_version(*version);
+  }
+  return out;
+}
+
 v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& tokenizer,
                   const OutputChoice& choice) {
   v1::Token out;

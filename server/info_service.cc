@@ -20,6 +20,7 @@ v1::Limits LimitsOf(const ServerConfig& config) {
   out.set_max_top_logprobs(static_cast<int32_t>(c.top_logprobs));
   out.set_max_queued(static_cast<int32_t>(c.queued));
   out.set_max_queued_tokens(c.queued_tokens);
+  out.set_max_num_sequences(static_cast<int32_t>(c.num_sequences));
   out.set_max_score_continuations(static_cast<int32_t>(c.score_continuations));
   out.set_max_message_bytes(config.listen.max_message_bytes);
   return out;

@@ -1,6 +1,7 @@
 #include "server/request_record.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -58,8 +59,15 @@ class RequestRecord::Sink final : public engine::ResponseSink {
     });
   }
   void OnStarted(const engine::StartedEvent& event) override {
-    record_->Tell(index_,
-                  [&](Sequence* s) { s->started = ToProto(event, record_->spec_.request_id); });
+    record_->Tell(index_, [&](Sequence* s) {
+      s->started = ToProto(event, record_->spec_.request_id);
+      s->started->set_index(index_);
+    });
+  }
+  void OnPromptLogprobs(const engine::PromptLogprobsEvent& event) override {
+    record_->Tell(index_, [&](Sequence* s) {
+      s->prompt.insert(s->prompt.end(), event.tokens.begin(), event.tokens.end());
+    });
   }
   void OnProgress(const engine::ProgressEvent& event) override {
     record_->Tell(index_, [&](Sequence* s) {
@@ -81,6 +89,10 @@ class RequestRecord::Sink final : public engine::ResponseSink {
   void OnError(const absl::Status& status) override {
     record_->Tell(index_, [&](Sequence* s) {
       s->error = status;
+      if (record_->spec_.sequences > 1) {
+        s->failed = ToFailed(status);
+        s->failed->set_index(index_);
+      }
       s->ended = true;
     });
   }
@@ -248,6 +260,7 @@ absl::Status RequestRecord::Attach(std::shared_ptr<RecordReader> reader, int64_t
       // Where it waits and how far its prompt is concerns a reader only until there are tokens.
       if (sequence.started.has_value()) place.queued = sequence.queued;
       if (sequence.tokens.end() > 0) place.progress = sequence.progress;
+      if (after_token > 0) place.prompt = static_cast<int64_t>(sequence.prompt.size());
     }
     if (running_ > 0) {  // what has ended any number may read
       old = std::move(reader_);
@@ -283,9 +296,15 @@ std::optional<v1::GenerateResponse> RequestRecord::TakeFrom(int index, RecordRea
     response.mutable_progress()->set_prefill_total(s.latest_progress.total);
     return response;
   }
+  if (place->prompt < static_cast<int64_t>(s.prompt.size())) {
+    *response.mutable_prompt_logprobs() = TakePrompt(s, &place->prompt);
+    return response;
+  }
   v1::Delta* delta = response.mutable_delta();
   delta->set_index(index);
-  const auto visible = [&] { return !delta->text().empty() || delta->tokens_size() > 0; };
+  const auto visible = [&] {
+    return !delta->text().empty() || !delta->reasoning().empty() || delta->tokens_size() > 0;
+  };
   while (place->cursor.next < s.tokens.end()) {
     s.tokens.Read(&place->cursor, kDeltaTokens, delta);
     if (visible()) return response;
@@ -295,12 +314,28 @@ std::optional<v1::GenerateResponse> RequestRecord::TakeFrom(int index, RecordRea
     s.tokens.ReadRest(&place->cursor, delta);
     if (visible()) return response;
   }
-  if (s.finished.has_value() && !place->finished) {
+  const std::optional<v1::Finished>& end = s.finished.has_value() ? s.finished : s.failed;
+  if (end.has_value() && !place->finished) {
     place->finished = true;
-    *response.mutable_finished() = *s.finished;
+    *response.mutable_finished() = *end;
     return response;
   }
   return std::nullopt;
+}
+
+v1::PromptLogprobs RequestRecord::TakePrompt(const Sequence& sequence, int64_t* next) const {
+  const int64_t end = std::min(static_cast<int64_t>(sequence.prompt.size()), *next + kDeltaTokens);
+  v1::PromptLogprobs out;
+  out.set_first(*next);
+  for (; *next < end; ++*next) {
+    const kernels::TokenValue& scored = sequence.prompt[*next];
+    const absl::string_view bytes = spec_.tokenizer->Bytes(scored.token);
+    v1::Token* token = out.add_tokens();
+    token->set_id(scored.token);
+    token->set_bytes(bytes.data(), bytes.size());
+    if (!std::isnan(scored.value)) token->set_logprob(scored.value);
+  }
+  return out;
 }
 
 std::optional<v1::GenerateResponse> RequestRecord::Take(RecordReader* reader) {
@@ -322,7 +357,8 @@ bool RequestRecord::AllRead(const RecordReader& reader) const {
     const Sequence& s = *sequences_[i];
     const RecordReader::Place& place = reader.places_[i];
     if (place.cursor.next < s.tokens.end() || !place.rest) return false;
-    if (s.finished.has_value() && !place.finished) return false;
+    if (place.prompt < static_cast<int64_t>(s.prompt.size())) return false;
+    if ((s.finished.has_value() || s.failed.has_value()) && !place.finished) return false;
   }
   return true;
 }
@@ -400,13 +436,19 @@ bool RequestRecord::unread() const {
 int64_t RequestRecord::bytes() const {
   const std::lock_guard lock(mu_);
   int64_t bytes = 0;
-  for (const auto& s : sequences_) bytes += s->tokens.bytes();
+  for (const auto& s : sequences_) {
+    bytes += s->tokens.bytes();
+    bytes += static_cast<int64_t>(s->prompt.size() * sizeof(kernels::TokenValue));
+  }
   return bytes;
 }
 
 void RequestRecord::DropTokens() {
   const std::lock_guard lock(mu_);
-  for (const auto& s : sequences_) s->tokens.Clear();
+  for (const auto& s : sequences_) {
+    s->tokens.Clear();
+    s->prompt = {};
+  }
 }
 
 RecordSummary RequestRecord::summary() const {

@@ -60,6 +60,7 @@ class RecordReader {
   friend class RequestRecord;
   struct Place {                       // in one sequence
     int64_t queued = 0, progress = 0;  // the newest ones that were seen
+    int64_t prompt = 0;                // input tokens whose log-probabilities were seen
     bool started = false, rest = false, finished = false;
     TokenLog::Cursor cursor;
   };
@@ -131,10 +132,12 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
     int64_t queued = 0, progress = 0;  // how many of them came
     int64_t position = 0;
     engine::ProgressEvent latest_progress;
+    std::vector<kernels::TokenValue> prompt;  // log-probabilities of the input, when asked for
     std::optional<v1::Started> started;
     TokenLog tokens;
     bool ended = false;
     std::optional<v1::Finished> finished;
+    std::optional<v1::Finished> failed;  // `error`, where there are several sequences
     absl::Status error;
     // Written under the lock, read by the engine thread without it.
     std::atomic<int64_t> slow_since_ns{0};  // 0: the reader keeps up, or there is none
@@ -150,6 +153,8 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   absl::Status Kept(int64_t after_token) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<v1::GenerateResponse> Take(RecordReader* reader) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<v1::GenerateResponse> TakeFrom(int index, RecordReader::Place* place)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  v1::PromptLogprobs TakePrompt(const Sequence& sequence, int64_t* next) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool AllRead(const RecordReader& reader) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Action NextLocked(RecordReader* reader) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -27,11 +27,11 @@ void TokenLog::Trim(int64_t max_bytes, int64_t keep) {
   const int64_t goal = max_bytes - max_bytes / 4;
   int64_t left = bytes();
   size_t n = 0, tops = 0;
-  std::string dropped;
+  v1::Delta dropped;
   while (n < tokens_.size() && left > goal && first_.next < keep) {
     const Kept& token = tokens_[n++];
-    first_.utf8.Push(tokenizer_->Bytes(token.token), &dropped);
-    dropped.clear();
+    Show(token.token, &first_, &dropped);
+    dropped.Clear();
     ++first_.next;
     tops += token.tops;
     left -= static_cast<int64_t>(sizeof(Kept) + token.tops * sizeof(kernels::TokenValue));
@@ -48,22 +48,33 @@ void TokenLog::Trim(int64_t max_bytes, int64_t keep) {
 TokenLog::Cursor TokenLog::At(int64_t n) const {
   SKEIN_CHECK(n >= first() && n <= end());
   Cursor cursor = first_;
-  std::string skipped;
+  v1::Delta skipped;
   for (; cursor.next < n; ++cursor.next) {
     const Kept& token = tokens_[cursor.next - first_.next];
-    cursor.utf8.Push(tokenizer_->Bytes(token.token), &skipped);
-    skipped.clear();
+    Show(token.token, &cursor, &skipped);
+    skipped.Clear();
     cursor.top += token.tops;
   }
   return cursor;
 }
 
+void TokenLog::Show(int32_t token, Cursor* cursor, v1::Delta* delta) const {
+  if (!output_.text) return;
+  const absl::string_view bytes = tokenizer_->Bytes(token);
+  if (output_.thinking == engine::Thinking::kOff) {
+    cursor->utf8.Push(bytes, delta->mutable_text());
+    return;
+  }
+  std::string text;
+  cursor->utf8.Push(bytes, &text);
+  cursor->thinking.Push(text, delta->mutable_reasoning(), delta->mutable_text());
+}
+
 void TokenLog::Read(Cursor* cursor, int64_t max_tokens, v1::Delta* delta) const {
   const int64_t until = std::min(end(), cursor->next + max_tokens);
-  std::string* text = output_.text ? delta->mutable_text() : nullptr;
   for (; cursor->next < until; ++cursor->next) {
     const Kept& token = tokens_[cursor->next - first_.next];
-    if (text != nullptr) cursor->utf8.Push(tokenizer_->Bytes(token.token), text);
+    Show(token.token, cursor, delta);
     if (output_.tokens) {
       const auto top = tops_.begin() + (cursor->top - first_.top);
       *delta->add_tokens() = ToProto(
@@ -76,7 +87,12 @@ void TokenLog::Read(Cursor* cursor, int64_t max_tokens, v1::Delta* delta) const 
 }
 
 void TokenLog::ReadRest(Cursor* cursor, v1::Delta* delta) const {
-  if (output_.text) cursor->utf8.Finish(delta->mutable_text());
+  if (output_.text) {
+    std::string rest;
+    cursor->utf8.Finish(&rest);
+    cursor->thinking.Push(rest, delta->mutable_reasoning(), delta->mutable_text());
+    cursor->thinking.Finish(delta->mutable_reasoning());
+  }
   delta->set_token_count(cursor->next);
 }
 

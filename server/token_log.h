@@ -21,10 +21,13 @@ class TokenLog {
     int64_t next = 0;  // the token after it
     int64_t top = 0;   // and where its alternatives begin
     engine::Utf8Stream utf8;
+    engine::ThinkingStream thinking;
   };
 
   TokenLog(std::shared_ptr<const engine::Tokenizer> tokenizer, OutputChoice output)
-      : tokenizer_(std::move(tokenizer)), output_(output) {}
+      : tokenizer_(std::move(tokenizer)),
+        output_(output),
+        first_{.utf8 = {}, .thinking = engine::ThinkingStream(output.thinking)} {}
 
   void Append(const std::vector<engine::TokenEvent>& tokens);
   // Forgets the oldest until about `max_bytes` are left, but none from `keep` on.
@@ -50,6 +53,9 @@ class TokenLog {
     float latency;  // seconds
     int32_t tops;   // in tops_
   };
+
+  // Shows a token's text, if it is to be shown.
+  void Show(int32_t token, Cursor* cursor, v1::Delta* delta) const;
 
   const std::shared_ptr<const engine::Tokenizer> tokenizer_;  // shared with the model and its like
   const OutputChoice output_;

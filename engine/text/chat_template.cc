@@ -1,5 +1,6 @@
 #include "engine/chat_template.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -30,8 +31,28 @@ const char* Label(Role role) {
       return "User: ";
     case Role::kAssistant:
       return "Assistant: ";
+    case Role::kTool:
+      return "User: Function output:\n";
   }
   return "";
+}
+
+absl::string_view BehindTheUser(Thinking thinking) {
+  switch (thinking) {
+    case Thinking::kShort:
+      return " (think a bit)";
+    case Thinking::kMedium:
+      return " (think)";
+    case Thinking::kLong:
+      return " (think a lot)";
+    default:
+      return "";
+  }
+}
+
+absl::string_view BehindTheAssistant(Thinking thinking) {
+  if (thinking == Thinking::kOff) return "";
+  return thinking == Thinking::kFast ? " <think>\n</think" : " <think";
 }
 
 // Only "\n\n" separates turns, so none may stand inside what a user or a system says. An answer
@@ -111,7 +132,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::For(const Checkpoint& checkpoint) {
   return result;
 }
 
-absl::StatusOr<std::string> ChatTemplate::Render(const std::vector<Message>& messages) const {
+absl::StatusOr<std::string> ChatTemplate::RenderTurns(const std::vector<Message>& messages) const {
   if (!available()) {
     return absl::FailedPreconditionError(
         "the model has no chat template: send plain text instead of messages");
@@ -125,7 +146,30 @@ absl::StatusOr<std::string> ChatTemplate::Render(const std::vector<Message>& mes
     }
     absl::StrAppend(&text, i == 0 ? "" : separator_, Label(messages[i].role), content);
   }
-  if (messages.back().role != Role::kAssistant) absl::StrAppend(&text, separator_, kOpenAssistant);
+  return text;
+}
+
+absl::StatusOr<std::string> ChatTemplate::Render(const std::vector<Message>& messages,
+                                                 Thinking thinking) const {
+  const bool open = !messages.empty() && messages.back().role == Role::kAssistant;
+  if (open && thinking != Thinking::kOff) {
+    return absl::InvalidArgumentError(
+        "an answer that is to be continued (the last message is the assistant's) has no thinking");
+  }
+  std::vector<Message> turns = messages;
+  const absl::string_view behind = BehindTheUser(thinking);
+  if (!behind.empty()) {
+    const auto user = std::find_if(turns.rbegin(), turns.rend(),
+                                   [](const Message& m) { return m.role == Role::kUser; });
+    if (user == turns.rend()) {
+      return absl::InvalidArgumentError(
+          "how long to think is written behind a user's message, and there is none; say 'on'");
+    }
+    const absl::string_view content = absl::StripAsciiWhitespace(user->content);
+    user->content = content.empty() ? std::string() : absl::StrCat(content, behind);
+  }
+  SKEIN_ASSIGN_OR_RETURN(std::string text, RenderTurns(turns));
+  if (!open) absl::StrAppend(&text, separator_, kOpenAssistant, BehindTheAssistant(thinking));
   return text;
 }
 

@@ -42,7 +42,8 @@ BAD_FIELDS = {
     "base_version": lambda r: setattr(r, "base_version", 1),
     "expected_version": lambda r: setattr(r, "expected_version", 1),
     "create_if_missing": lambda r: setattr(r, "create_if_missing", True),
-    "num_sequences": lambda r: setattr(r, "num_sequences", 0),
+    "num_sequences": lambda r: setattr(r, "num_sequences", 17),
+    "thinking": lambda r: setattr(r, "thinking", "on"),
     "commit": lambda r: setattr(r, "commit", 77),
     "input": lambda r: r.ClearField("input"),
     "token_ids.ids[1]": lambda r: r.token_ids.ids.extend([5, 300]),
@@ -72,12 +73,7 @@ def test_all_bad_fields_are_told_at_once(client):
 
 
 NOT_BUILT = {
-    "num_sequences": lambda r: setattr(r, "num_sequences", 2),
     "constraint": lambda r: setattr(r.constraint, "regex", "a+"),
-    "thinking": lambda r: setattr(r, "thinking", "short"),
-    "sampling.penalty_scope": lambda r: setattr(r.sampling, "penalty_scope", 2),
-    "output.prompt_logprobs": lambda r: setattr(r.output, "prompt_logprobs", True),
-    "messages.messages[0].role": lambda r: r.messages.messages.add(role=4, content="x"),
 }
 
 

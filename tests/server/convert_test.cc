@@ -133,6 +133,50 @@ TEST_F(ConvertTest, MessagesBringTemplateSeparatorAndStops) {
   EXPECT_EQ(command->request.stopping.stop_strings.size(), 1 + chat_.stops().size());
 }
 
+TEST_F(ConvertTest, ThinkingBelongsToMessages) {
+  v1::GenerateRequest in;
+  auto* message = in.mutable_messages()->add_messages();
+  message->set_role(v1::ROLE_TOOL);
+  message->set_content("{}");
+  in.set_thinking("on");
+  auto command = converter_.ToEngine(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(tokenizer_->Decode(command->request.input),
+            "User: Function output:\n{}\n\nAssistant: <think");
+  EXPECT_EQ(command->output.thinking, engine::Thinking::kOn);
+  in.set_thinking("short");  // there is no user's message to write it behind
+  EXPECT_TRUE(absl::IsInvalidArgument(converter_.ToEngine(in).status()));
+  in.set_thinking("much");
+  EXPECT_TRUE(absl::IsInvalidArgument(converter_.ToEngine(in).status()));
+  in = Request();
+  in.set_thinking("on");
+  EXPECT_TRUE(absl::IsInvalidArgument(converter_.ToEngine(in).status()));
+  v1::ScoreRequest score;
+  score.set_thinking("fast");
+  score.add_continuations()->mutable_text()->set_text("x");
+  message = score.mutable_messages()->add_messages();
+  message->set_role(v1::ROLE_USER);
+  message->set_content("hi");
+  const auto scored = converter_.ToEngine(score);
+  ASSERT_TRUE(scored.ok()) << scored.status();
+  EXPECT_EQ(tokenizer_->Decode(scored->prototype.prompt),
+            "User: hi\n\nAssistant: <think>\n</think");
+}
+
+TEST_F(ConvertTest, WhatTheEngineIsAskedForBeyondOneAnswer) {
+  v1::GenerateRequest in = Request();
+  in.set_num_sequences(16);
+  in.mutable_output()->set_prompt_logprobs(true);
+  in.mutable_sampling()->set_penalty_scope(v1::PENALTY_SCOPE_CONVERSATION);
+  const auto command = converter_.ToEngine(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->request.num_sequences, 16);
+  EXPECT_TRUE(command->request.want_prompt_logprobs);
+  EXPECT_EQ(command->request.sampling.penalty_scope, engine::PenaltyScope::kConversation);
+  in.set_num_sequences(17);
+  EXPECT_TRUE(absl::IsInvalidArgument(converter_.ToEngine(in).status()));
+}
+
 TEST_F(ConvertTest, LimitsAreThoseOfTheConfig) {
   config_.limits.prompt_tokens = 2;
   EXPECT_TRUE(converter_.ToEngine(Request()).ok());
@@ -145,7 +189,7 @@ TEST_F(ConvertTest, LimitsAreThoseOfTheConfig) {
 
 TEST_F(ConvertTest, FieldsThatAreNotBuiltWinOverBadOnes) {
   v1::GenerateRequest in = Request();
-  in.set_num_sequences(2);
+  in.mutable_constraint()->set_regex("a");
   in.mutable_sampling()->set_temperature(-1);
   EXPECT_TRUE(absl::IsUnimplemented(converter_.ToEngine(in).status()));
 }

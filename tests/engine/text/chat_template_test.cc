@@ -51,6 +51,73 @@ TEST(ChatTemplateTest, CleansContent) {
   EXPECT_EQ(Render({{Role::kAssistant, "One.\r\n\r\nTwo.\n"}}), "Assistant: One.\n\nTwo.");
 }
 
+std::string Render(const std::vector<Message>& messages, Thinking thinking) {
+  const auto text = Rwkv().Render(messages, thinking);
+  EXPECT_TRUE(text.ok()) << text.status();
+  return text.ok() ? *text : "<error>";
+}
+
+TEST(ChatTemplateTest, ToolsAnswerAsTheUser) {
+  EXPECT_EQ(Render({{Role::kUser, "a"}, {Role::kAssistant, "f()"}, {Role::kTool, "{\n\n1}"}}),
+            "User: a\n\nAssistant: f()\n\nUser: Function output:\n{\n1}\n\nAssistant:");
+}
+
+TEST(ChatTemplateTest, ThinkingIsOpenedAndItsLengthIsBehindTheUser) {
+  const std::vector<Message> messages = {
+      {Role::kUser, "a"}, {Role::kAssistant, "b"}, {Role::kUser, "c "}};
+  const std::string before = "User: a\n\nAssistant: b\n\nUser: c";
+  EXPECT_EQ(Render(messages, Thinking::kOff), before + "\n\nAssistant:");
+  EXPECT_EQ(Render(messages, Thinking::kOn), before + "\n\nAssistant: <think");
+  EXPECT_EQ(Render(messages, Thinking::kFast), before + "\n\nAssistant: <think>\n</think");
+  EXPECT_EQ(Render(messages, Thinking::kShort), before + " (think a bit)\n\nAssistant: <think");
+  EXPECT_EQ(Render(messages, Thinking::kMedium), before + " (think)\n\nAssistant: <think");
+  EXPECT_EQ(Render(messages, Thinking::kLong), before + " (think a lot)\n\nAssistant: <think");
+  EXPECT_EQ(Render({{Role::kUser, "a"}, {Role::kTool, "1"}}, Thinking::kMedium),
+            "User: a (think)\n\nUser: Function output:\n1\n\nAssistant: <think");
+}
+
+TEST(ChatTemplateTest, ThinkingThatHasNoPlaceIsRefused) {
+  const std::vector<Message> open = {{Role::kUser, "a"}, {Role::kAssistant, "b"}};
+  EXPECT_TRUE(absl::IsInvalidArgument(Rwkv().Render(open, Thinking::kOn).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(Rwkv().Render({{Role::kTool, "1"}}, Thinking::kShort).status()));
+  const auto empty = Rwkv().Render({{Role::kUser, " \n"}}, Thinking::kShort).status();
+  EXPECT_THAT(std::string(empty.message()), HasSubstr("messages[0]"));
+}
+
+TEST(ChatTemplateTest, ThinkingHasNames) {
+  EXPECT_EQ(*ThinkingFromName("off"), Thinking::kOff);
+  EXPECT_EQ(*ThinkingFromName("long"), Thinking::kLong);
+  EXPECT_EQ(ThinkingNames().size(), 6u);
+  EXPECT_THAT(std::string(ThinkingFromName("much").status().message()), HasSubstr("medium"));
+}
+
+// What was thought and what is said, for a text that comes in pieces of `size` bytes.
+std::pair<std::string, std::string> Part(Thinking thinking, const std::string& text, size_t size) {
+  ThinkingStream stream(thinking);
+  std::pair<std::string, std::string> parts;
+  for (size_t i = 0; i < text.size(); i += size) {
+    ThinkingStream copy = stream;  // goes on from here
+    copy.Push(text.substr(i, size), &parts.first, &parts.second);
+    stream = copy;
+  }
+  stream.Finish(&parts.first);
+  return parts;
+}
+
+TEST(ThinkingStreamTest, PartsHoweverTheTextIsCut) {
+  using Parts = std::pair<std::string, std::string>;
+  for (const size_t size : {1, 2, 3, 7, 100}) {
+    EXPECT_EQ(Part(Thinking::kOn, ">\nHm.</think>\n\nYes </think>", size),
+              Parts("\nHm.", "\n\nYes </think>"));
+    EXPECT_EQ(Part(Thinking::kOn, ">a<b</th<</thin</think>c", size), Parts("a<b</th<</thin", "c"));
+    EXPECT_EQ(Part(Thinking::kOn, "no tag</thin", size), Parts("no tag</thin", ""));
+    EXPECT_EQ(Part(Thinking::kFast, ">\nYes", size), Parts("", "\nYes"));
+    EXPECT_EQ(Part(Thinking::kFast, "Yes>", size), Parts("", "Yes>"));
+    EXPECT_EQ(Part(Thinking::kOff, "><think>x</think>", size), Parts("", "><think>x</think>"));
+  }
+}
+
 TEST(ChatTemplateTest, RefusesEmptyMessagesByIndex) {
   EXPECT_EQ(Rwkv().Render({}).status().code(), absl::StatusCode::kInvalidArgument);
   const auto status = Rwkv().Render({{Role::kUser, "a"}, {Role::kAssistant, " \n"}}).status();
