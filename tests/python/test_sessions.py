@@ -351,7 +351,8 @@ def test_finish_runs_on_without_its_client(shared, client, how):
     other = Client(client.pb, channel)
     request = client.request("x", request_id=request_id, conversation=conversation, create_if_missing=True,
                              max_tokens=30000, on_disconnect=g.ON_DISCONNECT_FINISH)
-    stream = other.gen.Generate(request, timeout=0.02 if how == "deadline" else 60)
+    client.conv.Create(client.pb.conv.CreateConversationRequest(id=conversation))
+    stream = other.gen.Generate(request, timeout=0.3 if how == "deadline" else 60)
     if how == "deadline":
         expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: stream)
     else:
