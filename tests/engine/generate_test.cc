@@ -65,7 +65,7 @@ TEST_F(GenerateTest, ContinuesAConversationExactly) {
   EXPECT_FALSE(second->started->created);
   EXPECT_EQ(second->started->version, 1);
   EXPECT_EQ(second->started->restored_from, "device");  // its slot was not needed meanwhile
-  EXPECT_EQ(second->started->tokens_reused, 6);  // 3 + 4, less the last sampled one
+  EXPECT_EQ(second->started->tokens_reused, 6);         // 3 + 4, less the last sampled one
   EXPECT_EQ(second->finished->usage.conversation_tokens, 13);
   const auto whole = Join(Join({5, 6, 7}, first->tokens()), {8, 9});
   EXPECT_EQ(second->tokens(), h_.OneShot(whole, 4));
