@@ -209,11 +209,11 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
   SKEIN_RETURN_IF_ERROR(Check(request));
   auto sequence = std::make_unique<Sequence>();
   const StoppingOptions& stopping = request.stopping;
-  const bool may_stop =
-      !stopping.ignore_eos || !stopping.stop_tokens.empty() || !stopping.stop_strings.empty();
   sequence->queued.tenant = request.tenant;
   sequence->queued.tokens = static_cast<int64_t>(request.input.size() + request.separator.size());
-  sequence->queued.least_output = may_stop ? stopping.min_tokens : stopping.max_tokens;
+  // Not max_tokens, even where nothing but the limit can stop it: what comes until the deadline is
+  // of use to whoever reads the stream.
+  sequence->queued.least_output = stopping.min_tokens;
   sequence->queued.most_output = stopping.max_tokens;
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, stopping.max_time,
                                 request.quotas, sequence.get()));

@@ -23,8 +23,8 @@ absl::StatusOr<Thinking> ThinkingFromName(absl::string_view name) {
   const std::vector<std::string>& names = ThinkingNames();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return static_cast<Thinking>(it - names.begin());
-  return absl::InvalidArgumentError(
-      absl::StrCat("is '", name, "', must be one of ", absl::StrJoin(names, ", ")));
+  // The name is not said: it is a client's text, and messages are logged.
+  return absl::InvalidArgumentError(absl::StrCat("must be one of ", absl::StrJoin(names, ", ")));
 }
 
 ThinkingStream::ThinkingStream(Thinking thinking)
