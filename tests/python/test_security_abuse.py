@@ -189,7 +189,7 @@ def test_endless_headers(start, pb):
     block = call_headers(b"/skein.v1.Info/ListModels")
     junk = header(b"x-junk", b"y" * 8000)
     peaks = []
-    for _ in range(4):
+    for _ in range(8):
         attackers = [Connection(daemon) for _ in range(2)]
         for attacker in attackers:
             try:
@@ -202,7 +202,8 @@ def test_endless_headers(start, pb):
         peaks.append(resident(daemon))
         for attacker in attackers:
             attacker.close()
-    assert peaks[-1] - peaks[0] < 16 * MIB, peaks
+    # The least of some rounds: the next one may come before all of the last has been given back.
+    assert min(peaks[4:]) - min(peaks[:4]) < 16 * MIB, peaks
 
 
 def test_reset_flood(start, pb):
