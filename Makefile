@@ -1,8 +1,8 @@
 # The short way to everything; `make help` lists it. The build itself is CMake (CMakePresets.json).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-interop configure programs build serve chat train test soak test-interop bench format \
-        format-check install clean
+.PHONY: help deps deps-test deps-interop deps-peers configure programs build serve chat train test soak test-interop \
+        bench bench-article bench-peers format format-check install clean
 
 export SKEIN_DEPS ?= $(HOME)/.cache/skein
 # Another clone of the same files finds its objects in the compiler cache.
@@ -34,6 +34,11 @@ deps-test:
 
 deps-interop:
 	@deploy/install-deps.sh --test --interop
+
+# llama.cpp is built once, about ten minutes of one core.
+deps-peers:
+	@deploy/install-deps.sh --interop --peers
+	@bench/peers/setup.sh $(TIER)
 
 # CMake runs itself again when its own files change.
 configure:
@@ -74,6 +79,18 @@ test-interop: deps-interop configure  ## tests against the full torch, rwkv, saf
 
 bench: build  ## run every benchmark; results as JSON in build/bench
 	@for bench in $(BUILD)/bench/*_bench; do echo "== $$bench" && $$bench || exit 1; done
+
+bench-article: deps configure  ## Skein beside a transformer: time, memory, quality, batches (15 minutes); QUICK=1 for two
+	@$(BUILD_ALL) --target article_bench
+	@$(BUILD)/bench/article_bench --out $(BUILD)/bench/article $(if $(QUICK),--quick) $(if $(TEXT),--text "$(TEXT)")
+
+bench-peers: deps-peers configure  ## Skein beside llama.cpp, the rwkv package and plain PyTorch; TIER=avx2 or avx512, QUICK=1
+	@$(BUILD_ALL) --target skein_peer skein-train
+	@mkdir -p $(BUILD)/bench
+	@bench/peers/run.py --build $(BUILD) --deps "$(SKEIN_DEPS)" $(if $(TIER),--tier $(TIER)) $(if $(QUICK),--quick) \
+	  --json $(BUILD)/bench/peers.json --markdown $(BUILD)/bench/peers.md
+	@$(INTEROP_PYTHON) bench/peers/train_peer.py --build $(BUILD) $(if $(QUICK),--steps 20) \
+	  --json $(BUILD)/bench/train_peer.json
 
 format:  ## format the C++ files
 	@$(CLANG_FORMAT) -i $(SOURCES)

@@ -31,11 +31,12 @@ readonly TORCH="$DEPS/torch-$TORCH_VERSION"
 
 usage() {
   cat <<USAGE
-usage: deploy/install-deps.sh [--test] [--interop] [--dry-run]
+usage: deploy/install-deps.sh [--test] [--interop] [--peers] [--dry-run]
 
 Installs what building and serving need: Debian packages, LibTorch $TORCH_VERSION and the RWKV World vocabulary.
   --test      also what 'make test' needs: Prometheus, clang, a Python environment with grpcio and pytest
   --interop   also what 'make test-interop' needs: a Python environment with the full torch and rwkv packages
+  --peers     also what 'make bench-peers' needs beside that: a Python environment with gguf
   --dry-run   say what would be done and stop
 
 Downloads go to \$SKEIN_DEPS, now $DEPS. No root is needed when the Debian packages are there already.
@@ -212,11 +213,12 @@ install_venv() { # name
 # --- The plan --------------------------------------------------------------------------------------------------------
 
 main() {
-  local with_test=no with_interop=no dry_run=no option
+  local with_test=no with_interop=no with_peers=no dry_run=no option
   for option in "$@"; do
     case $option in
       --test) with_test=yes ;;
       --interop) with_interop=yes ;;
+      --peers) with_peers=yes ;;
       --dry-run) dry_run=yes ;;
       -h | --help) usage && exit 0 ;;
       *) usage >&2 && die "unknown option '$option'" ;;
@@ -232,7 +234,7 @@ main() {
   add_to_plan() { # text seconds megabytes
     plan+=("$1") && seconds=$((seconds + $2)) && megabytes=$((megabytes + $3))
   }
-  local torch=no vocabulary=no test_venv=no interop_venv=no
+  local torch=no vocabulary=no test_venv=no interop_venv=no peers_venv=no
   if ((${#wanted[@]} > 0)); then add_to_plan "Debian packages: ${wanted[*]}" 120 1300; fi
   if ! torch_is_there; then torch=yes && add_to_plan "LibTorch $TORCH_VERSION (three wheels, 545 MB to download) in $TORCH" 120 2300; fi
   if [[ ! -s $DEPS/$VOCABULARY ]]; then vocabulary=yes && add_to_plan "the RWKV World vocabulary in $DEPS" 5 3; fi
@@ -241,6 +243,9 @@ main() {
   fi
   if [[ $with_interop == yes ]] && ! venv_is_there interop; then
     interop_venv=yes && add_to_plan "a Python environment with the full torch in $DEPS/interop-venv (about 2.5 GB to download)" 300 7500
+  fi
+  if [[ $with_peers == yes ]] && ! venv_is_there peers; then
+    peers_venv=yes && add_to_plan "a Python environment for the peers' files in $DEPS/peers-venv" 20 150
   fi
   if ((${#plan[@]} == 0)); then
     say "everything is there already"
@@ -267,6 +272,7 @@ main() {
   if [[ $vocabulary == yes ]]; then install_vocabulary; fi
   if [[ $test_venv == yes ]] && ! venv_is_there test; then install_venv test; fi
   if [[ $interop_venv == yes ]] && ! venv_is_there interop; then install_venv interop; fi
+  if [[ $peers_venv == yes ]] && ! venv_is_there peers; then install_venv peers; fi
   rmdir "$DEPS/wheels" 2>/dev/null || true # kept when a wheel of another run lies there
   say "done"
 }

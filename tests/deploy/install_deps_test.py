@@ -105,10 +105,10 @@ class Machine(unittest.TestCase):
 
     def test_the_plan_names_what_is_missing_and_does_nothing(self):
         self.stub("dpkg-query", 'for last; do [[ $last == cmake ]] || echo "installed $last"; done')
-        code, output = self.run_script("--test", "--interop", "--dry-run")
+        code, output = self.run_script("--test", "--interop", "--peers", "--dry-run")
         self.assertEqual(code, 0, output)
         for text in ("minutes", "GB of disk", "Debian packages: cmake\n", "LibTorch 2.11.0", "vocabulary",
-                     "test-venv", "interop-venv"):
+                     "test-venv", "interop-venv", "peers-venv"):
             self.assertIn(text, output)
         self.assertFalse(os.path.exists(self.deps))
 
