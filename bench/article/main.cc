@@ -54,12 +54,15 @@ std::string Machine(int threads) {
 
 void Shorten(Options* options) {
   options->speed.seconds = 0.2;
+  options->speed.contexts = {512, 2048, 8192, 32768};
+  options->speed.batch_contexts = {512};
   options->speed.read_tokens = 2048;
-  options->quality.text_steps = 120;
-  options->quality.demo_steps = 100;
-  options->quality.passages = 200;
-  options->quality.dialogues = 40;
-  options->quality.evaluations = 4;
+  options->quality.text_steps = 80;
+  options->quality.demo_steps = 50;
+  options->quality.passages = 100;
+  options->quality.dialogues = 20;
+  options->quality.evaluations = 3;
+  options->quality.windows = 100;
 }
 
 absl::Status Run(Options options) {

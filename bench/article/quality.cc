@@ -240,7 +240,7 @@ trainer::Config TextConfig(const QualityOptions& options) {
   config.train.batch = 12;
   config.train.steps = options.text_steps;
   config.train.warmup = 20;
-  config.evaluate.max_windows = 300;
+  config.evaluate.max_windows = options.windows;
   return config;
 }
 

@@ -168,6 +168,7 @@ absl::Status WriteContextChart(const Speed& speed, const std::string& path, Char
   chart.log_x = chart.log_y = true;
   chart.series = {{"Skein, RWKV-7", {}}, {"transformer", {}}};
   for (const ContextRow& row : speed.contexts) {
+    chart.x_ticks[static_cast<double>(row.context)] = ContextName(row.context);
     for (const auto& [cell, series] : {std::pair{&(row.*skein), &chart.series[0]},
                                        std::pair{&(row.*transformer), &chart.series[1]}}) {
       if (cell->missing.empty())
@@ -190,6 +191,7 @@ absl::Status WriteSpeedCharts(const Speed& speed, const std::string& folder) {
               .log_x = true,
               .log_y = true};
   for (const BatchRow& row : speed.batches) {
+    chart.x_ticks[static_cast<double>(row.batch)] = absl::StrCat(row.batch);
     for (const bool skein : {true, false}) {
       const std::string name =
           absl::StrCat(skein ? "Skein" : "transformer", " at ", ContextName(row.context));

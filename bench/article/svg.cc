@@ -110,12 +110,15 @@ void DrawAxes(const Chart& chart, const Axis& x, const Axis& y, std::string* out
         at, right, at);
     Text(out, kLeft - 8, at + 4, "end", TickName(tick));
   }
-  for (const double tick : x.Ticks()) {
+  std::map<double, std::string> x_ticks = chart.x_ticks;
+  if (x_ticks.empty())
+    for (const double tick : x.Ticks()) x_ticks[tick] = TickName(tick);
+  for (const auto& [tick, name] : x_ticks) {
     const double at = x.Place(tick);
     absl::StrAppendFormat(
         out, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#888\"/>\n", at,
         bottom, at, bottom + 5);
-    Text(out, at, bottom + 20, "middle", TickName(tick));
+    Text(out, at, bottom + 20, "middle", name);
   }
   absl::StrAppendFormat(out, "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#444\"/>\n",
                         kLeft, kTop, bottom, right);

@@ -1,6 +1,7 @@
 #pragma once
 // Line charts as SVG text: enough for the article's pictures, with no library.
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,8 @@ struct Series {
 struct Chart {
   std::string title = {}, x_label = {}, y_label = {};
   bool log_x = false, log_y = false;
-  bool from_zero = true;  // of a linear y axis
+  std::map<double, std::string> x_ticks = {};  // empty: round numbers
+  bool from_zero = true;                       // of a linear y axis
   std::vector<Series> series = {};
 };
 

@@ -58,11 +58,15 @@ class Peer {
   }
 
   nlohmann::json Run() {
+    // Weights of two bytes and less multiply as bf16 pairs where the tier can.
+    const bool pairs = options_.weights != "fp32" && bf16_peak_ > 0 &&
+                       device_.info().tier.find("bf16") != std::string::npos;
     nlohmann::json result = {{"tier", device_.info().tier},
                              {"threads", device_.info().threads},
                              {"read_bytes_per_second", bandwidth_},
                              {"fp32_flops", fp32_peak_},
-                             {"bf16_flops", bf16_peak_}};
+                             {"bf16_flops", bf16_peak_},
+                             {"pairs", pairs}};
     result["cells"]["prefill"] = Prefill();
     for (const int rows : options_.rows) result["cells"]["B" + std::to_string(rows)] = Decode(rows);
     return result;
@@ -82,12 +86,12 @@ class Peer {
     return static_cast<int32_t>(1 + i * 7 % (model_.config().V - 1));
   }
 
+  // What a step must move and compute; run.py sets it against the machine's best in the whole run.
   nlohmann::json Cell(double tokens, double seconds, double bytes, double flops) const {
-    // Weights of two bytes and less multiply as bf16 pairs where the tier can.
-    const bool pairs = options_.weights != "fp32" && bf16_peak_ > 0 &&
-                       device_.info().tier.find("bf16") != std::string::npos;
-    const double floor = std::max(bytes / bandwidth_, flops / (pairs ? bf16_peak_ : fp32_peak_));
-    return {{"tokens_per_second", tokens / seconds}, {"floor", tokens / floor}};
+    return {{"tokens_per_second", tokens / seconds},
+            {"tokens", tokens},
+            {"bytes", bytes},
+            {"flops", flops}};
   }
 
   nlohmann::json Prefill() {
