@@ -97,6 +97,10 @@ int Main(int argc, char** argv) {
   app.add_option("--text", options.text, "what both models learn");
   app.add_option("--threads", options.threads, "0: all that the process may use")
       ->check(CLI::Range(0, 4096));
+  app.add_option("--read-tokens", options.speed.read_tokens,
+                 "Skein really reads contexts up to there; beyond, its state is that after these")
+      ->check(CLI::Range(512, 10000000))
+      ->excludes(quick);
   app.add_option("--out", options.out, "folder of the results");
   app.add_option("--text-steps", options.quality.text_steps)
       ->check(CLI::Range(1, 10000000))
