@@ -84,10 +84,10 @@ grpc::Status Call::End(const absl::Status& status, bool refused) {
   if (refused) {
     services_->metrics->Rejected(ReasonOf(status),
                                  model_.has_value() ? model_->instance().name() : "");
-    if (IsRetryable(status)) {
-      context_->AddTrailingMetadata("grpc-retry-pushback-ms",
-                                    absl::StrCat(absl::ToInt64Milliseconds(delay)));
-    }
+  }
+  if (IsRetryable(status)) {  // beside RetryInfo, for gRPC's own retries
+    context_->AddTrailingMetadata("grpc-retry-pushback-ms",
+                                  absl::StrCat(absl::ToInt64Milliseconds(delay)));
   }
   return out;
 }

@@ -1,13 +1,7 @@
 #pragma once
 // A status that carries a machine-readable reason beside its code and message. The server sends it
-// as google.rpc.ErrorInfo.reason; metrics count by it. Reasons are UPPER_SNAKE_CASE and part of the
-// API:
-//
-//   RESOURCE_EXHAUSTED   QUEUE_FULL, QUEUE_TOKENS_FULL, SLOW_READER, CONVERSATION_LIMIT,
-//   CONVERSATION_MEMORY, TENANT_QUOTA UNAVAILABLE          DRAINING, LOADING NOT_FOUND
-//   CONVERSATION_NOT_FOUND, VERSION_NOT_FOUND, MODEL_NOT_FOUND ABORTED CONVERSATION_BUSY
-//   FAILED_PRECONDITION VERSION_MISMATCH, MODEL_MISMATCH, NO_CHAT_TEMPLATE ALREADY_EXISTS
-//   REQUEST_ID_IN_USE, CONVERSATION_EXISTS INTERNAL             NON_FINITE_LOGITS
+// as google.rpc.ErrorInfo.reason; metrics count by it. Reasons are UPPER_SNAKE_CASE, part of the
+// API, and listed at the top of proto/skein/v1/generation.proto; a test compares.
 //
 // A status without a reason is sent with its code's name as the reason. Metadata is sent as
 // ErrorInfo.metadata.

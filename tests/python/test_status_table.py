@@ -1,49 +1,23 @@
 """Each status code of the API and each limit, as a client in another language meets it: code, reason, the exact message,
 the google.rpc details, and that a refusal comes before any header. One table; a new refusal is a new line."""
 
-import dataclasses
 import json
 import threading
 import time
-import typing
 
 import grpc
 import pytest
 from checkpoint import POISON
 from client import ENDLESS, Client, Running, details, fresh_id
+from status_rows import C, Row, attach, check, control, conversations, generate, situation
 from test_metrics import scrape
-
-C = grpc.StatusCode
 
 # Small enough to be reached.
 SMALL = {"limits.prompt_tokens": 100, "limits.max_tokens": 10**6, "limits.stop_strings": 2, "limits.stop_string_bytes": 8,
          "limits.stop_token_ids": 2, "limits.logit_bias": 2, "limits.top_logprobs": 3, "limits.score_continuations": 2,
-         "limits.forks": 2, "limits.queued": 2, "limits.queued_tokens": 100, "engine.slots": 1, "defaults.max_tokens": 8,
-         "listen.max_message": 8192, "model.name": "m"}
-
-
-@dataclasses.dataclass
-class Row:
-    name: str
-    call: typing.Callable          # (client, world) -> a call that fails
-    code: grpc.StatusCode
-    reason: str
-    message: str                   # `{...}`: of world
-    field: str = ""                # of BadRequest
-    metadata: dict = dataclasses.field(default_factory=dict)   # of ErrorInfo
-    precondition: str = ""         # type in PreconditionFailure
-    retry: bool = False            # RetryInfo and grpc-retry-pushback-ms
-    setup: str = ""                # what must be going on, see `situation`
-
-
-def generate(change=None, **fields):
-    def call(client, world):
-        filled = {k: v(world) if callable(v) else v for k, v in fields.items()}
-        request = client.request(filled.pop("text", "x"), **filled)
-        if change is not None:
-            change(request)
-        return client.gen.Generate(request, timeout=20)
-    return call
+         "limits.num_sequences": 2, "limits.forks": 2, "limits.queued": 2, "limits.queued_tokens": 100, "engine.slots": 1,
+         "defaults.max_tokens": 8, "listen.max_message": 8192, "conversations.max_waiting": 1, "model.name": "m",
+         "control.model_folders": "[]"}
 
 
 def bad(name, change, message, field=None, reason="INVALID_FIELD"):
@@ -59,13 +33,11 @@ def score(n):
     return call
 
 
-def conversations(method, make):
-    return lambda client, world: getattr(client.conv, method)(make(client.pb.conv, world))
-
-
-def attach(request_id, after=0):
-    return lambda client, world: client.gen.Attach(
-        client.pb.gen.AttachRequest(request_id=world.get(request_id, request_id), after_token=after), timeout=20)
+def health(service):
+    def call(client, world):
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+        return health_pb2_grpc.HealthStub(world["daemon"].channel).Check(health_pb2.HealthCheckRequest(service=service))
+    return call
 
 
 ROWS = [
@@ -85,6 +57,8 @@ ROWS = [
         "VERSION_NOT_FOUND", "conversation '{conversation}' has no version 9"),
     Row("busy", generate(conversation=lambda w: w["conversation"]), C.ABORTED, "CONVERSATION_BUSY",
         "conversation '{conversation}' is in use by another request", setup="busy"),
+    Row("its line is full", generate(conversation=lambda w: w["conversation"], wait_if_busy=True), C.ABORTED,
+        "CONVERSATION_BUSY", "conversation '{conversation}' is in use and 1 requests wait for it already", setup="full line"),
     Row("version mismatch", generate(conversation=lambda w: w["conversation"], expected_version=7), C.FAILED_PRECONDITION,
         "VERSION_MISMATCH", "the head of conversation '{conversation}' is version 1, not 7", precondition="VERSION_MISMATCH"),
     Row("conversation exists", conversations("Create", lambda c, w: c.CreateConversationRequest(id=w["conversation"])),
@@ -103,7 +77,11 @@ ROWS = [
     Row("unknown model", generate(model="gpt"), C.NOT_FOUND, "MODEL_NOT_FOUND", "model 'gpt' is not served here; served: m",
         metadata={"served": "m"}),
     Row("not finite", generate(lambda r: (r.token_ids.ids.append(POISON + 1))), C.INTERNAL, "NON_FINITE_LOGITS",
-        "the model's logits for this request are not finite at token 1"),
+        "the model's logits for this request are not finite at token 1", late=True),
+    Row("no models are loaded", control("LoadModel", lambda c, w: c.LoadModelRequest(path="x")), C.FAILED_PRECONDITION,
+        "LOADING_OFF", "this server loads no models while it runs: control.model_folders is empty",
+        precondition="LOADING_OFF"),
+    Row("health of a stranger", health("nobody"), C.NOT_FOUND, "SERVICE_NOT_FOUND", "there is no such service here"),
 
     # ---- not built
     Row("constraint", generate(lambda r: setattr(r.constraint, "regex", "a+")), C.UNIMPLEMENTED, "NOT_SUPPORTED",
@@ -126,8 +104,15 @@ ROWS = [
         field="continuations"),
     Row("forks", conversations("Fork", lambda c, w: c.ForkConversationRequest(id=w["conversation"], count=3)),
         C.INVALID_ARGUMENT, "INVALID_FIELD", "count: is 3, must be in [1, 2] (limits.forks)", field="count"),
+    bad("num_sequences", lambda r: setattr(r, "num_sequences", 3), "is 3, must be in [1, 2]"),
+    Row("bytes that are no message", lambda client, world: world["daemon"].channel.unary_stream(
+        "/skein.v1.Generation/Generate")(b"\x0a\xff\xff\xff", timeout=20), C.INVALID_ARGUMENT, "MALFORMED_MESSAGE",
+        "the bytes are not a valid skein.v1.GenerateRequest"),
     Row("message size", lambda client, world: client.stream("x" * 9000), C.RESOURCE_EXHAUSTED, "",
         "Received message larger than max (9023 vs. 8192)"),
+    Row("metadata size", lambda client, world: client.gen.Generate(client.request("x"), metadata=[("x-big", "y" * 17000)],
+                                                                   timeout=20), C.RESOURCE_EXHAUSTED, "",
+        "received initial metadata size exceeds limit"),
 ]
 
 
@@ -144,63 +129,15 @@ def world(poisoned_model, pb, tmp_path_factory):
     daemon.stop()
 
 
-def situation(world, name):
-    """Brings about what the row needs; returns what undoes it."""
-    client = world["client"]
-    if not name:
-        return lambda: None
-    conversation = world["conversation"] if name == "busy" else ""
-    running = Running(client.stream("b", max_tokens=10**6, conversation=conversation))
-    waiting = []
-    if name in ("full queue", "long queue"):
-        waiting = [client.stream("y" * (60 if name == "long queue" else 1)) for _ in range(1 if name == "long queue" else 2)]
-        for stream in waiting:
-            assert next(stream).WhichOneof("event") == "queued"
-
-    def undo():
-        running.cancel()
-        for stream in waiting:
-            list(stream)
-        while conversation and client.get(conversation).busy:
-            time.sleep(0.002)
-    return undo
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+# A server that drains serves nobody after that: test_draining.
+@pytest.mark.parametrize("row", [row for row in ROWS if row.setup != "draining"], ids=lambda row: row.name)
 def test_row(world, row):
-    if row.setup == "draining":
-        pytest.skip("test_draining has it: the daemon is then gone")
     undo = situation(world, row.setup)
     try:
         check(row, world, world["client"])
     finally:
         undo()
     assert world["daemon"].process.poll() is None
-
-
-def check(row, world, client):
-    with pytest.raises(grpc.RpcError) as caught:
-        result = row.call(client, world)
-        if hasattr(result, "__iter__"):
-            list(result)
-    error = caught.value
-    expected = {k: v for k, v in world.items() if isinstance(v, str)}
-    assert (error.code(), error.details()) == (row.code, row.message.format(**expected))
-    assert row.code == C.INTERNAL or not error.initial_metadata(), "after a header no client retries"
-    if not row.reason:  # gRPC's own refusal
-        return
-    found = details(error)
-    assert found["ErrorInfo"].reason == row.reason
-    for key, value in row.metadata.items():
-        assert found["ErrorInfo"].metadata[key] == value.format(**expected)
-    violations = [v.field for v in found["BadRequest"].field_violations] if "BadRequest" in found else []
-    assert violations == ([row.field] if row.field else [])
-    preconditions = [v.type for v in found["PreconditionFailure"].violations] if "PreconditionFailure" in found else []
-    assert preconditions == ([row.precondition] if row.precondition else [])
-    pushback = dict(error.trailing_metadata()).get("grpc-retry-pushback-ms")
-    assert ("RetryInfo" in found) == (pushback is not None) == row.retry
-    if row.retry:
-        assert 0 < int(pushback) == found["RetryInfo"].retry_delay.ToMilliseconds()
 
 
 def test_draining(start, pb, steady_model):
@@ -213,15 +150,6 @@ def test_draining(start, pb, steady_model):
     check(row, {}, client)
     running.cancel()
     assert daemon.wait() == 0
-
-
-def test_metadata_size(shared, pb):
-    """Headers above the limit are refused by the transport; others are served all the while."""
-    client = Client(pb, shared.new_channel())
-    with pytest.raises(grpc.RpcError) as caught:
-        list(client.gen.Generate(client.request("x"), metadata=[("x-big", "y" * (32 << 10))], timeout=20))
-    assert caught.value.code() in (C.RESOURCE_EXHAUSTED, C.UNAVAILABLE, C.INTERNAL), caught.value
-    assert Client(pb, shared.channel).generate("x").ids
 
 
 def test_a_client_with_a_retry_policy_gets_through(start, steady_model, pb):
