@@ -41,7 +41,7 @@ class Running:
         self._decoding = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._decoding.wait(20), "no token came"
+        assert self._decoding.wait(60), "no token came"
 
     def _read(self):
         try:
@@ -54,7 +54,7 @@ class Running:
 
     def end(self):
         """Waits for the end; the whole turn."""
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         if self.error is not None:
             raise self.error
@@ -62,7 +62,7 @@ class Running:
 
     def cancel(self):
         self.stream.cancel()
-        self._thread.join(20)
+        self._thread.join(60)
 
 
 class Client:
@@ -87,10 +87,10 @@ class Client:
             request.token_ids.ids.extend(ids)
         return request
 
-    def stream(self, *args, timeout=20, **fields):
+    def stream(self, *args, timeout=60, **fields):
         return self.gen.Generate(self.request(*args, **fields), timeout=timeout)
 
-    def generate(self, *args, timeout=20, **fields):
+    def generate(self, *args, timeout=60, **fields):
         return Turn(self.stream(*args, timeout=timeout, **fields))
 
     def history(self, conversation):

@@ -41,7 +41,7 @@ class Daemon:
         self._new_line = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        ready = self.wait_for_line(r' ready |"message":"ready"', timeout=30)  # text or JSON
+        ready = self.wait_for_line(r' ready |"message":"ready"', timeout=60)  # text or JSON
         self.address = re.search(r'\bgrpc[=":]+([^\s"]+)', ready).group(1)
         self.metrics = re.search(r'\bmetrics[=":]+([^\s"]+)', ready).group(1)
         self.channel = grpc.insecure_channel(self.address)
@@ -55,7 +55,7 @@ class Daemon:
             self.lines.append(None)
             self._new_line.notify_all()
 
-    def wait_for_line(self, pattern, timeout=10):
+    def wait_for_line(self, pattern, timeout=30):
         end = time.monotonic() + timeout
         seen = 0
         with self._new_line:
@@ -81,8 +81,11 @@ class Daemon:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, timeout=15):
-        return self.process.wait(timeout)
+    def wait(self, timeout=30):
+        """The exit code; the log is then whole."""
+        code = self.process.wait(timeout)
+        self._reader.join(10)
+        return code
 
     def stop(self):
         self.channel.close()

@@ -120,7 +120,7 @@ def test_max_time_ends_with_time(client):
     before = time.monotonic()
     turn = client.generate("x", conversation=conversation, create_if_missing=True, stopping=stopping)
     assert turn.finished.reason == g.FINISH_REASON_TIME
-    assert turn.finished.committed and 0.2 < time.monotonic() - before < 5
+    assert turn.finished.committed and 0.2 < time.monotonic() - before < 30
 
 
 def test_messages_use_the_template(client):
@@ -202,7 +202,7 @@ def test_client_gone_in_the_middle(client):
 
 
 def wait_until_free(client, conversation):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         info = client.get(conversation)
         if not info.busy:

@@ -72,7 +72,7 @@ class Server:
         assert len(out) >= 6, text
         return out
 
-    def settled(self, expected, seconds=10):
+    def settled(self, expected, seconds=60):
         """Waits until the gauges are what they were; an RPC may end a moment before its row."""
         end = time.monotonic() + seconds
         while (now := self.gauges()) != expected:
@@ -145,11 +145,11 @@ class Stream:
             self._ended = True
             self._changed.notify_all()
 
-    def wait(self, moment, seconds=20):
+    def wait(self, moment, seconds=60):
         with self._changed:
             assert self._changed.wait_for(lambda: self._ended or moment(self.events), seconds), self.events[-3:]
 
-    def end(self, seconds=20):
+    def end(self, seconds=60):
         self.wait(lambda _: False, seconds) if not self._ended else None
         assert self._ended
         return self
@@ -230,7 +230,7 @@ def run_case(server, end, phase, kind, commit):
         blocker.wait(has("delta"))
     wire = Wire(server.daemon.address) if end == "client killed" else None
     stub = Client(server.pb, wire.channel).gen if wire else server.client.gen
-    timeout = 30
+    timeout = 120
     if end == "deadline":
         timeout = 0.12
     stream = Stream(stub.Generate(request, timeout=timeout))
@@ -273,7 +273,7 @@ def check_conversation(server, end, phase, kind, commit, conversation, head, req
     """The conversation is where the commit mode says, and free."""
     if not conversation:
         return
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             info = server.client.history(conversation)

@@ -104,7 +104,7 @@ def test_bad_manners_leave_nothing_behind(start, steady_model):
     assert report["ends"].get("cancelled", 0) > 3 and report["codes"]["hung up by this client"] > 3
     # Slow and ended ones are not in the table.
     assert report["latency_seconds"]["request"]["count"] <= 60 - requests["ended_by_client"]
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while total(series(scrape(daemon)), "skein_requests_running") > 0:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -124,11 +124,16 @@ def test_report_for_people_and_ctrl_c(start):
     out = load(daemon, "-u", "2", "-n", "10", "--warm-up", "0.1").stdout
     for words in ["closed loop, 2 users", "p99.9", "first token", "between tokens", "whole request", "codes: OK"]:
         assert words in out, out
+    served = lambda: total(series(scrape(daemon)), "skein_requests_total", 'code="OK"')
+    before = served()
     process = subprocess.Popen([SKEIN, "load", "--server", daemon.address, "-u", "2", "-d", "600", "--output", "5"],
                                stdout=subprocess.PIPE, text=True)
-    time.sleep(1)
+    end = time.monotonic() + 60
+    while served() < before + 20:
+        assert time.monotonic() < end
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out = process.communicate(timeout=20)[0]
+    out = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and "requests:" in out and "codes: OK" in out
 
 

@@ -22,6 +22,13 @@ def series(text):
     return out
 
 
+def wait_for_value(daemon, name, value, seconds=30):
+    end = time.monotonic() + seconds
+    while (now := series(scrape(daemon)).get(name)) != value:
+        assert time.monotonic() < end, f"{name} is {now}"
+        time.sleep(0.01)
+
+
 def use_everything(client):
     """Work that moves every series."""
     g = client.pb.gen
@@ -65,16 +72,12 @@ def test_gauges_move_while_there_is_work(start, steady_model, pb):
     running = Running(client.stream("x", max_tokens=ENDLESS))
     waiting = client.stream("yyy", max_tokens=4)
     next(waiting)
-    time.sleep(0.05)
-    values = series(scrape(daemon))
-    assert values['skein_requests_running{model="tiny"}'] == 1
-    assert values['skein_requests_waiting{model="tiny"}'] == 1
-    assert values['skein_queue_tokens{model="tiny"}'] == 3
-    assert values['skein_queue_oldest_seconds{model="tiny"}'] > 0
-    assert values['skein_state_cache_usage_ratio{model="tiny",tier="device"}'] == 1
+    for name, value in {"requests_running": 1, "requests_waiting": 1, "queue_tokens": 3}.items():
+        wait_for_value(daemon, f'skein_{name}{{model="tiny"}}', value)
+    wait_for_value(daemon, 'skein_state_cache_usage_ratio{model="tiny",tier="device"}', 1)
+    assert series(scrape(daemon))['skein_queue_oldest_seconds{model="tiny"}'] > 0
     daemon.terminate()
     daemon.wait_for_line("draining")
-    time.sleep(0.1)
-    assert series(scrape(daemon))['skein_draining{model="tiny"}'] == 1
+    wait_for_value(daemon, 'skein_draining{model="tiny"}', 1)
     running.cancel()
     list(waiting)

@@ -62,7 +62,7 @@ class Prometheus:
         assert answer["status"] == "success", answer
         return {json.dumps(r["metric"], sort_keys=True): float(r["value"][1]) for r in answer["data"]["result"]}
 
-    def wait_for(self, expression, timeout=20):
+    def wait_for(self, expression, timeout=60):
         """Waits until the query has an answer."""
         deadline = time.monotonic() + timeout
         while True:
@@ -105,14 +105,14 @@ def in_background(call):
     return thread
 
 
-def wait_for_value(daemon, name, value, seconds=10):
+def wait_for_value(daemon, name, value, seconds=60):
     end = time.monotonic() + seconds
     while not re.search(rf"^{name}(?:{{.*}})? {value}$", scrape(daemon.metrics), re.MULTILINE):
         assert time.monotonic() < end, f"{name} never was {value}"
         time.sleep(0.02)
 
 
-def work(client, daemon, pb):
+def work(client, daemon, prom, pb):
     """Something for every series: turns, an eviction and its rebuild, a queue, a refusal, a score."""
     conversations = [fresh_id() for _ in range(12)]
     for conversation in conversations:
@@ -128,22 +128,21 @@ def work(client, daemon, pb):
     short = pb.conv.CreateConversationRequest(id=fresh_id())
     short.ttl.FromMilliseconds(100)
     client.conv.Create(short)
-    writes = Running(client.stream("x", conversation=conversations[2], max_tokens=2000))
-    in_line = in_background(lambda: client.generate("y", conversation=conversations[2], wait_if_busy=True, timeout=60))
-    wait_for_value(daemon, "skein_conversation_lines", 1)
-    time.sleep(0.5)  # some scrapes see the line
-    writes.end()
+    writes = Running(client.stream("x", conversation=conversations[2], max_tokens=ENDLESS, timeout=600))
+    in_line = in_background(lambda: client.generate("y", conversation=conversations[2], wait_if_busy=True, timeout=600))
+    prom.wait_for("skein_conversation_lines == 1")
+    writes.cancel()
     in_line.join()
     wait_for_value(daemon, "skein_conversations_lost_total", 1)
 
     # One slot and one place in the queue: one runs, one waits, one is refused.
-    busy = Running(client.stream("x", max_tokens=ENDLESS))
-    waiting = in_background(lambda: client.generate("waits " * 20))
+    busy = Running(client.stream("x", max_tokens=ENDLESS, timeout=600))
+    waiting = in_background(lambda: client.generate("waits " * 20, timeout=600))
     wait_for_value(daemon, "skein_requests_waiting", 1)
     with pytest.raises(grpc.RpcError) as refused:
         client.generate("one too many")
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    time.sleep(0.5)  # some scrapes see the queue
+    prom.wait_for("skein_queue_tokens > 0 and skein_queue_oldest_seconds > 0")
     busy.cancel()
     waiting.join()
 
@@ -159,7 +158,7 @@ def test_promtool_finds_nothing_to_say(start, pb):
 
 def test_every_series_moves(start, steady_model, prometheus, pb):
     # As few places as possible, so that little work reaches every limit.
-    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "2MiB", "shutdown.drain": "10s"},
+    daemon = start({"engine.slots": 1, "limits.queued": 1, "conversations.budget": "2MiB", "shutdown.drain": "60s"},
                    model=steady_model)
     client = Client(pb, daemon.channel)
     first = scrape(daemon.metrics)
@@ -167,8 +166,8 @@ def test_every_series_moves(start, steady_model, prometheus, pb):
     assert prom.wait_for('up{job="skeind"} == 1')
     time.sleep(0.5)
 
-    work(client, daemon, pb)
-    last_call = Running(client.stream("x", max_tokens=ENDLESS))  # keeps the drain open for some scrapes
+    work(client, daemon, prom, pb)
+    last_call = Running(client.stream("x", max_tokens=ENDLESS, timeout=600))  # keeps the drain open for some scrapes
     text = scrape(daemon.metrics)
     daemon.terminate()
     prom.wait_for("skein_draining == 1")

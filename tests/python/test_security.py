@@ -272,7 +272,7 @@ def tls_channel(daemon, authority, pair=None):
 
 
 def models(pb, channel):
-    return pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), timeout=5)
+    return pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), timeout=30)
 
 
 def test_tls(start, pb, authority, server_pair, tmp_path):

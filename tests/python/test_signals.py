@@ -184,7 +184,7 @@ def test_systemd_hears_of_a_reload(start, config, tmp_path):
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
-        listener.settimeout(10)
+        listener.settimeout(30)
         daemon = start(env={**environment(), "NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "10000000"})
         assert listener.recv(100) == b"READY=1"
         assert listener.recv(100) == b"WATCHDOG=1"
@@ -206,7 +206,7 @@ def test_an_idle_daemon_stops_at_once(start, pb):
     before = time.monotonic()
     daemon.terminate()
     assert daemon.wait() == 0
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < 10  # the drain of its configuration is 30 s
 
 
 def test_sigterm_finishes_accepted_work_within_its_limit(start, pb, steady_model):
@@ -233,7 +233,7 @@ def test_a_drain_by_control_does_not_hold_up_sigterm(start, pb):
     daemon.wait_for_line("draining")
     assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
     assert daemon.wait() == 0
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 20
 
 
 def test_no_way_back_after_sigterm(start, pb, steady_model):
@@ -278,7 +278,7 @@ class Blind:
         self.channel.close()
         self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(30)
         finally:
             self.process.kill()
 
@@ -300,7 +300,7 @@ def test_a_log_that_nobody_reads(model, tmp_path, pb):
     client = Client(pb, daemon.channel)
     # Far more than a pipe holds.
     for _ in range(800):
-        client.info.ListModels(pb.info.ListModelsRequest(), timeout=5)
+        client.info.ListModels(pb.info.ListModelsRequest(), timeout=30)
     assert client.generate("x").ids
     assert series(scrape(daemon))["skein_log_lines_lost_total"] > 0
     assert daemon.end() == 0

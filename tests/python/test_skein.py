@@ -97,7 +97,7 @@ def test_ctrl_c_ends_generate(shared):
     assert process.stdout.read(10)
     process.send_signal(signal.SIGINT)
     process.stdout.read()
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
 
 
 class OnTerminal:
@@ -113,7 +113,7 @@ class OnTerminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
-    def wait_for(self, pattern, timeout=20):
+    def wait_for(self, pattern, timeout=60):
         """Takes the output up to the pattern."""
         deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, self.seen)):
@@ -139,7 +139,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_then_the_chat(shared):
     chat.wait_for("> ")
     chat.type("hello\n")
     chat.wait_for("hello\r\n")
-    time.sleep(0.5)
+    chat.wait_for(r"[\s\S]{20}")  # it answers
     chat.type("\x03")
     chat.wait_for(r"\d+ tokens, .*first after .*cancelled")
     chat.wait_for("> ")
