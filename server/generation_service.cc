@@ -74,7 +74,8 @@ Reactor* GenerationService::Score(Context* context, const Bytes* in) {
   absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
 
-  auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command));
+  auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command),
+                                            model->config().limits.outbox_tokens);
   stream->Hold();
   if (absl::Status s = stream->Start(); !s.ok()) {
     stream->Release();

@@ -28,11 +28,12 @@ class ScoreCall::Part final : public engine::ScoreSink {
 };
 
 // The engine's ids are ours alone, so that they clash with no other request.
-ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command)
+ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t max_unsent)
     : StreamCall(std::move(call)),
       model_(std::move(model)),
       request_id_(NewRequestId()),
       command_(std::move(command)),
+      max_unsent_(max_unsent),
       results_(command_.continuations.size()) {}
 
 absl::Status ScoreCall::Start() { return SubmitMore(); }
@@ -40,7 +41,8 @@ absl::Status ScoreCall::Start() { return SubmitMore(); }
 absl::Status ScoreCall::SubmitMore() {
   // Under the lock, so that parts are taken in order; Submit never waits for a sink.
   absl::MutexLock lock(&mu_);
-  while (!stopped_ && running_ < kAtOnce && submitted_ < command_.continuations.size()) {
+  while (!stopped_ && running_ < kAtOnce && unsent_ < max_unsent_ &&
+         submitted_ < command_.continuations.size()) {
     engine::ScoreRequest request = command_.prototype;
     request.tenant = call().principal().tenant;
     request.quotas = call().principal().quotas;
@@ -94,6 +96,7 @@ void ScoreCall::OnPartDone(size_t part) {
     absl::MutexLock lock(&mu_);
     results_[part].done = true;
     --running_;
+    unsent_ += TokensOf(part);
     // Pushed under the lock: two shards may end parts at once, and the order must hold.
     while (!stopped_ && sent_ < results_.size() && results_[sent_].done) {
       Apply(outbox_.Push(Answer(sent_, results_[sent_])));
@@ -107,6 +110,17 @@ void ScoreCall::OnPartDone(size_t part) {
     return;
   }
   if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
+}
+
+ScoreCall::Action ScoreCall::Written(bool ok) {
+  Action action = outbox_.WriteDone(ok);
+  if (!ok) return action;
+  {
+    absl::MutexLock lock(&mu_);
+    unsent_ -= TokensOf(written_++);
+  }
+  if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
+  return action;
 }
 
 void ScoreCall::OnPartError(const absl::Status& status) {

@@ -1,6 +1,6 @@
 #pragma once
 // One running Score: each continuation is one engine request; a few run at once, the answers leave
-// in order.
+// in order. While a reader is behind by limits.outbox_tokens no more of them start.
 
 #include <deque>
 #include <memory>
@@ -14,7 +14,7 @@ namespace skein::server {
 
 class ScoreCall final : public StreamCall<v1::ScoreResponse> {
  public:
-  ScoreCall(Call call, ModelUse model, ScoreCommand command);
+  ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t max_unsent);
   // Submits the first continuations. An error means that none is running: refuse the call.
   absl::Status Start();
 
@@ -27,9 +27,12 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
     bool done = false;
   };
 
-  Action Written(bool ok) override { return outbox_.WriteDone(ok); }
+  Action Written(bool ok) override;
   Action Gone(const absl::Status& status) override;
   void OnEnd(const absl::Status& status) override;
+  int64_t TokensOf(size_t part) const {
+    return static_cast<int64_t>(command_.continuations[part].size());
+  }
   // Submits while there is room; returns the refusal when nothing is running, so nobody would try
   // again.
   absl::Status SubmitMore();
@@ -42,12 +45,15 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   const ModelUse model_;
   const std::string request_id_;
   const ScoreCommand command_;
+  const int64_t max_unsent_;
   Outbox<v1::ScoreResponse> outbox_;
   absl::Mutex mu_;
   std::vector<Result> results_ ABSL_GUARDED_BY(mu_);
   size_t submitted_ ABSL_GUARDED_BY(mu_) = 0;
   size_t running_ ABSL_GUARDED_BY(mu_) = 0;
-  size_t sent_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t sent_ ABSL_GUARDED_BY(mu_) = 0;     // given to the outbox
+  size_t written_ ABSL_GUARDED_BY(mu_) = 0;  // and by it to the transport
+  int64_t unsent_ ABSL_GUARDED_BY(mu_) = 0;  // tokens of those that are done and not written
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
 };
 

@@ -1,10 +1,12 @@
 """Score, Tokenize, Detokenize, Info."""
 
 import math
+import time
 
 import grpc
 import pytest
-from client import details, expect_error, fresh_id
+from client import Client, details, expect_error, fresh_id
+from test_metrics import scrape, series
 
 
 def score(client, **fields):
@@ -99,3 +101,27 @@ def test_info(client):
     assert (model.vocabulary, model.tokenizer, model.chat_template, model.weights) == (257, "bytes", "rwkv", "fp32")
     assert model.state_bytes == 2 * (64 + 2 * 32 * 32 + 64) * 4
     assert model.training_context == 128 and list(model.examples) == ["hello"] and len(model.fingerprint) == 16
+
+
+def test_a_reader_that_never_reads_holds_the_scoring_up(start, pb):
+    """What it does not read is not computed: neither time nor memory go into answers for nobody."""
+    daemon = start({"limits.outbox_tokens": 64})
+    g, parts = pb.gen, 200
+    request = g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b" * 2000))] * parts)
+    # A small window, which does not grow: the transport takes little of what nobody reads.
+    channel = grpc.insecure_channel(daemon.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)])
+
+    def scored():
+        return series(scrape(daemon)).get('skein_prompt_tokens_total{model="tiny"}', 0) / 2001
+
+    with channel:
+        answers = Client(pb, channel).gen.Score(request, timeout=600)
+        next(answers)
+        before, quiet = -1, 0
+        while quiet < 10:
+            now = scored()
+            quiet, before = quiet + 1 if now == before else 0, now
+            time.sleep(0.1)
+        assert 1 <= before < parts / 2
+        assert len(list(answers)) == parts - 1  # once it reads, the rest comes
+    assert scored() == parts
