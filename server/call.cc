@@ -39,6 +39,7 @@ Call::Call(const ServiceContext& services, Method method, grpc::CallbackServerCo
     : services_(&services),
       method_(method),
       context_(context),
+      counted_(services.connections->BeginCall(context->peer())),
       start_(absl::Now()),
       principal_(Nobody()) {
   services.metrics->CallStarted(method.service, method.name);

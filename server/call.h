@@ -15,6 +15,7 @@
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 #include "server/authenticator.h"
+#include "server/connection_table.h"
 #include "server/convert.h"
 #include "server/live_config.h"
 #include "server/log.h"
@@ -38,6 +39,7 @@ struct ServiceContext {
   RequestLog* requests = nullptr;
   Metrics* metrics = nullptr;
   const Authenticator* auth = nullptr;
+  ConnectionTable* connections = nullptr;
   Lifecycle* lifecycle = nullptr;
   ModelManager* manager = nullptr;
   // Reads the configuration again. An error: nothing has changed.
@@ -55,7 +57,8 @@ struct Method {
   const char* name;
 };
 
-// One RPC from arrival to end. Moved along with it; one thread at a time.
+// One RPC from arrival to end. Lives in its reactor until gRPC is done with that; one thread at a
+// time.
 class Call {
  public:
   Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context);
@@ -85,6 +88,7 @@ class Call {
   const ServiceContext* services_;
   Method method_;
   grpc::CallbackServerContext* context_;
+  std::shared_ptr<void> counted_;  // among the calls of its connection
   absl::Time start_;
   absl::Status access_;
   std::shared_ptr<const Principal> principal_;
@@ -93,6 +97,32 @@ class Call {
 
 // 128 random bits as text, for requests that came without an id.
 std::string NewRequestId();
+
+// The end of a unary RPC.
+class UnaryAnswer final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryAnswer(Call call, const absl::Status& status) : call_(std::move(call)) {
+    Finish(call_.End(status));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  Call call_;
+};
+
+// Ends a streaming RPC before any header, so that the client's retry policy applies. `refused`: as
+// in Call::End.
+class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+ public:
+  RefusedStream(Call call, const absl::Status& status, bool refused = true)
+      : call_(std::move(call)) {
+    Finish(call_.End(status, refused));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  Call call_;
+};
 
 // A unary RPC: parse, `handler([const Call&,] const Request&, Response*) -> absl::Status`,
 // serialise. Handlers are quick.
@@ -112,18 +142,9 @@ grpc::ServerUnaryReactor* Unary(const ServiceContext& services, Method method,
     }
   }
   if (status.ok()) Serialize(response, out);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   LogLine line(Call::LevelOf(status), "rpc");
   call.Log(line, status);
-  reactor->Finish(call.End(status));
-  return reactor;
+  return new UnaryAnswer(std::move(call), status);
 }
-
-// Ends a streaming RPC before any header, so that the client's retry policy applies.
-class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
- public:
-  explicit RefusedStream(grpc::Status status) { Finish(std::move(status)); }
-  void OnDone() override { delete this; }
-};
 
 }  // namespace skein::server

@@ -54,7 +54,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* ControlService::LoadModel(Context* c
   stream->Release();
   LogLine line(Call::LevelOf(status), "rpc");
   call.Log(line, status);
-  return new RefusedStream(call.End(status, /*refused=*/true));
+  return new RefusedStream(std::move(call), status);
 }
 
 grpc::ServerUnaryReactor* ControlService::UnloadModel(Context* context, const Bytes* in,

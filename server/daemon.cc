@@ -40,8 +40,10 @@ Daemon::Daemon(const LoadedConfig& config, Reread reread)
       requests_(config.config.ToRequestLogOptions()),
       models_(std::make_unique<ModelRegistry>()),
       lifecycle_(models_.get()),
-      manager_(std::make_unique<ModelManager>(config_, conversations_, metrics_, *models_,
-                                              lifecycle_)) {}
+      manager_(
+          std::make_unique<ModelManager>(config_, conversations_, metrics_, *models_, lifecycle_)),
+      // A good client gives up all its calls at once and begins as many again.
+      connections_(ConnectionLimit(config.config.listen), 2 * config.config.listen.max_streams) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config, Reread reread,
                                                       std::function<void(double)> progress) {
@@ -93,6 +95,7 @@ absl::Status Daemon::Listen() {
   services_.requests = &requests_;
   services_.metrics = &metrics_;
   services_.auth = &auth_;
+  services_.connections = &connections_;
   services_.lifecycle = &lifecycle_;
   services_.manager = manager_.get();
   services_.reload = [this] { return Reload(); };

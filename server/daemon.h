@@ -79,6 +79,7 @@ class Daemon {
   Lifecycle lifecycle_;
   std::unique_ptr<ModelManager> manager_;
   Authenticator auth_;
+  ConnectionTable connections_;
   ServiceContext services_;
   std::unique_ptr<HttpServer> http_;  // null: none
   std::unique_ptr<GrpcServer> grpc_;

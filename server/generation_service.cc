@@ -16,7 +16,7 @@ using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 
 Reactor* Refuse(Call call, const absl::Status& status, const std::string& request_id) {
   LogRefused(call, status, request_id);
-  return new RefusedStream(call.End(status, /*refused=*/true));
+  return new RefusedStream(std::move(call), status);
 }
 
 // An overloaded server spends nothing on a request that it cannot take; who may not ask at all is

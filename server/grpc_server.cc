@@ -8,8 +8,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/base/check.h"
 #include "google/protobuf/stubs/logging.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
@@ -59,20 +61,50 @@ int64_t Descriptors() {
   return files.rlim_cur == RLIM_INFINITY ? INT_MAX : static_cast<int64_t>(files.rlim_cur);
 }
 
-int64_t ConnectionLimit(const ListenConfig& c) {
-  const int64_t descriptors = Descriptors();
-  const int64_t left = descriptors - std::min(kOtherDescriptors, descriptors / 2);
-  return c.max_connections > 0 ? c.max_connections : left;
-}
-
 int64_t TransportMemory(const ListenConfig& c) {
   if (c.transport_memory_bytes > 0) return c.transport_memory_bytes;
   return std::max(kernels::UsableMemoryBytes() / 8, kLeastTransportMemory);
 }
 
+// Answers who asks for a method that there is not. gRPC would do it too, but not count the call.
+class UnknownMethods final : public grpc::CallbackGenericService {
+ public:
+  explicit UnknownMethods(ConnectionTable* connections) : connections_(connections) {}
+
+ private:
+  class Answer final : public grpc::ServerGenericBidiReactor {
+   public:
+    explicit Answer(std::shared_ptr<void> counted) : counted_(std::move(counted)) {
+      Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "there is no such method here"));
+    }
+    void OnDone() override { delete this; }
+
+   private:
+    const std::shared_ptr<void> counted_;
+  };
+
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* context) override {
+    return new Answer(connections_->BeginCall(context->peer()));
+  }
+
+  ConnectionTable* const connections_;
+};
+
 }  // namespace
 
+int64_t ConnectionLimit(const ListenConfig& listen) {
+  const int64_t descriptors = Descriptors();
+  const int64_t left = descriptors - std::min(kOtherDescriptors, descriptors / 2);
+  return listen.max_connections > 0 ? listen.max_connections : left;
+}
+
 void InitGrpc() {
+#ifdef NDEBUG
+  // Debian's abseil looks for cycles at each lock, also in release builds: a global lock around all
+  // others, and half a kilobyte for each mutex that lives.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // we report errors ourselves
   google::protobuf::SetLogHandler(nullptr);
   grpc::EnableDefaultHealthCheckService(false);  // health_service.h
@@ -85,6 +117,7 @@ class GrpcServer::Port {
       : health_(services, board),
         reflection_(services, kReflection, NamesOf(named)),
         old_reflection_(services, kOldReflection, NamesOf(named)),
+        unknown_(services.connections),
         named_(std::move(named)) {}
   ~Port() { Shutdown(absl::Now()); }
 
@@ -99,6 +132,7 @@ class GrpcServer::Port {
     builder->RegisterService(&health_);
     builder->RegisterService(&reflection_);
     builder->RegisterService(&old_reflection_);
+    builder->RegisterCallbackGenericService(&unknown_);
     credentials_ = std::move(creds);
     using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
     acceptor_ = builder->experimental().AddExternalConnectionAcceptor(Type::FROM_FD, credentials_);
@@ -137,6 +171,7 @@ class GrpcServer::Port {
   HealthService health_;
   ReflectionService reflection_;
   OldReflectionService old_reflection_;
+  UnknownMethods unknown_;
   const std::vector<NamedService> named_;
   std::unique_ptr<Listener> listener_;
   std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlive the server
@@ -152,7 +187,6 @@ GrpcServer::GrpcServer(const ServiceContext& services, const ServerConfig& confi
       control_(services),
       health_({GenerationService::kName, ConversationsService::kName, InfoService::kName,
                ControlService::kName}),
-      connections_(ConnectionLimit(config.listen)),
       quota_("skeind") {
   quota_.Resize(TransportMemory(config.listen));
 }
@@ -188,7 +222,7 @@ absl::Status GrpcServer::OpenPort(const char* key, const std::string& address,
   SKEIN_RETURN_IF_ERROR(port->Serve(&builder,
                                     certificates_ != nullptr ? certificates_->NewCredentials()
                                                              : grpc::InsecureServerCredentials(),
-                                    &connections_, &refused_));
+                                    services_.connections, &refused_));
   ports_.push_back(std::move(port));
   return absl::OkStatus();
 }
@@ -212,10 +246,12 @@ std::vector<std::string> GrpcServer::service_names() const {
 
 void GrpcServer::Maintain() {
   const int64_t limit = refused_.limit.load(), descriptors = refused_.descriptors.load();
-  services_.metrics->SetConnections(connections_.Count());
+  const int64_t aborted = services_.connections->aborted();
+  services_.metrics->SetConnections(services_.connections->Count());
   services_.metrics->ConnectionsRefused("limit", limit - std::exchange(told_limit_, limit));
   services_.metrics->ConnectionsRefused(
       "descriptors", descriptors - std::exchange(told_descriptors_, descriptors));
+  services_.metrics->ConnectionsRefused("calls", aborted - std::exchange(told_aborted_, aborted));
   if (certificates_ == nullptr) return;
   const absl::StatusOr<bool> refreshed = certificates_->Refresh();
   if (!refreshed.ok()) {

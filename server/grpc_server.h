@@ -21,8 +21,12 @@
 
 namespace skein::server {
 
-// Once, before anything of gRPC is made: quiet libraries.
+// Once, before anything of gRPC is made: quiet libraries that do not check themselves.
 void InitGrpc();
+
+// Connections at once: as the configuration says, or what the limit of open files leaves, which is
+// raised as far as it goes.
+int64_t ConnectionLimit(const ListenConfig& listen);
 
 class GrpcServer {
  public:
@@ -68,9 +72,9 @@ class GrpcServer {
   InfoService info_;
   ControlService control_;
   HealthBoard health_;
-  ConnectionTable connections_;
   RefusedConnections refused_;
-  int64_t told_limit_ = 0, told_descriptors_ = 0;  // of refused_, as published; Maintain's thread
+  // As published; Maintain's thread.
+  int64_t told_limit_ = 0, told_descriptors_ = 0, told_aborted_ = 0;
   grpc::ResourceQuota quota_;
   std::unique_ptr<CertificateSource> certificates_;  // nullptr: no TLS
   std::vector<std::unique_ptr<Port>> ports_;         // the public one first

@@ -159,7 +159,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* HealthService::Watch(Context* contex
   Call call(services_, {kName, "Watch"}, context);
   HealthCheckRequest request;
   if (const absl::Status status = call.Parse(*in, &request); !status.ok()) {
-    return new RefusedStream(call.End(status));
+    return new RefusedStream(std::move(call), status, /*refused=*/false);
   }
   auto watch = std::make_shared<HealthWatch>(std::move(call), board_, request.service());
   watch->Begin();

@@ -69,6 +69,6 @@ MetricFamilies::MetricFamilies(Registry& r, std::vector<double> buckets)
                                "When the server's certificate expires, seconds since the epoch.")),
       connections(Gauge(r, "skein_connections", "Open connections of clients.")),
       connections_refused(Counter(r, "skein_connections_refused_total",
-                                  "Connections closed as they came, by reason.")) {}
+                                  "Connections that were not kept, by reason.")) {}
 
 }  // namespace skein::server

@@ -206,21 +206,36 @@ def test_endless_headers(start, pb):
     assert peaks[-1] - peaks[0] < 64 * MIB, peaks
 
 
-def test_reset_flood(start, pb):
-    """Calls that are opened and reset at once (CVE-2023-44487)."""
-    daemon = start()
+@pytest.mark.parametrize("method", [b"/skein.v1.Info/ListModels", b"/skein.v1.Generation/Generate", b"/nothing/Here"])
+def test_reset_flood(start, pb, method):
+    """Calls that are opened and reset at once (CVE-2023-44487). All of them together would take 1.2 GB."""
+    daemon = start({"listen.max_streams": 256})
     serves(daemon, pb)
     before = resident(daemon)
+    headers = call_headers(method)
+    flood = b"".join(frame(HEADERS, END_HEADERS, stream, headers) + frame(RST_STREAM, 0, stream, b"\0\0\0\x08")
+                     for stream in range(1, 120000, 2))
     attacker = Connection(daemon)
     try:
-        for i in range(20000):
-            stream = 2 * i + 1
-            attacker.send(frame(HEADERS, END_HEADERS, stream, call_headers(b"/skein.v1.Info/ListModels")) +
-                          frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
+        attacker.send(flood)
     except OSError:
         pass
+    assert attacker.closed(30)
     serves(daemon, pb, timeout=60)
-    assert resident(daemon) - before < 128 * MIB
+    assert resident(daemon) - before < 256 * MIB
+    daemon.wait_for_line("resets calls faster")
+    eventually(lambda: metric(daemon, 'skein_connections_refused_total{reason="calls"}') >= 1)
+
+
+def test_giving_up_all_calls_is_no_flood(start, pb):
+    daemon = start({"listen.max_streams": 50})
+    client = Client(pb, daemon.channel)
+    for _ in range(3):
+        calls = [client.stream("hello", max_tokens=1000) for _ in range(50)]
+        for call in calls:
+            call.cancel()
+    client.generate("hello")
+    assert metric(daemon, 'skein_connections_refused_total{reason="calls"}') == 0
 
 
 def test_unfinished_uploads(start, pb):

@@ -23,6 +23,8 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
+constexpr int64_t kCalls = 4;
+
 int Connect(const std::string& address) {
   int port = 0;
   EXPECT_TRUE(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port));
@@ -109,7 +111,7 @@ TEST(Listener, TellsWhyItCannotListen) {
 
 TEST(Listener, RefusesConnectionsBeyondTheLimit) {
   Acceptor acceptor;
-  ConnectionTable table(2);
+  ConnectionTable table(2, kCalls);
   RefusedConnections refused;
   auto listener = *Listener::Bind("127.0.0.1:0", "x");
   listener->Start(&table, &refused, acceptor.function());
@@ -131,7 +133,7 @@ TEST(Listener, RefusesConnectionsBeyondTheLimit) {
 
 TEST(Listener, SurvivesTheLackOfDescriptors) {
   Acceptor acceptor;
-  ConnectionTable table(1000);
+  ConnectionTable table(1000, kCalls);
   RefusedConnections refused;
   auto listener = *Listener::Bind("127.0.0.1:0", "x");
   listener->Start(&table, &refused, acceptor.function());
@@ -182,7 +184,7 @@ TEST(Listener, TakesOverADeadUnixSocket) {
 }
 
 TEST(ConnectionTable, ForgetsDescriptorsThatWereGivenOutAgain) {
-  ConnectionTable table(10);
+  ConnectionTable table(10, kCalls);
   int pair[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
   EXPECT_TRUE(table.Add(pair[0]));
@@ -195,6 +197,40 @@ TEST(ConnectionTable, ForgetsDescriptorsThatWereGivenOutAgain) {
   close(other);
   close(pair[1]);
   EXPECT_EQ(table.Count(), 0);
+}
+
+// As gRPC names the other end of a connection.
+std::string PeerName(int client) {
+  sockaddr_in own{};
+  socklen_t size = sizeof(own);
+  EXPECT_EQ(getsockname(client, reinterpret_cast<sockaddr*>(&own), &size), 0);
+  return absl::StrCat("ipv4:127.0.0.1:", ntohs(own.sin_port));
+}
+
+TEST(ConnectionTable, AbortsAConnectionWithTooManyCalls) {
+  Acceptor acceptor;
+  ConnectionTable table(10, kCalls);
+  RefusedConnections refused;
+  auto listener = *Listener::Bind("127.0.0.1:0", "x");
+  listener->Start(&table, &refused, acceptor.function());
+  const int good = Connect(listener->address()), bad = Connect(listener->address());
+  ASSERT_EQ(acceptor.WaitFor(2), 2);
+  std::vector<std::shared_ptr<void>> open;
+  for (int i = 0; i < 100; ++i) table.BeginCall(PeerName(good));  // each ends at once
+  for (int i = 0; i < kCalls; ++i) open.push_back(table.BeginCall(PeerName(good)));
+  for (int i = 0; i < kCalls; ++i) open.push_back(table.BeginCall(PeerName(bad)));
+  table.BeginCall("ipv4:192.0.2.1:4321");  // a peer that is not there
+  EXPECT_EQ(table.aborted(), 0);
+  ASSERT_EQ(send(bad, "unread", 6, MSG_NOSIGNAL), 6);
+  open.push_back(table.BeginCall(PeerName(bad)));
+  EXPECT_EQ(table.aborted(), 1);
+  EXPECT_TRUE(ClosedByPeer(bad));
+  EXPECT_EQ(send(good, "x", 1, MSG_NOSIGNAL), 1);
+  char byte;
+  EXPECT_TRUE(recv(good, &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+  open.clear();
+  listener->Stop();
+  for (const int fd : {good, bad}) close(fd);
 }
 
 }  // namespace
