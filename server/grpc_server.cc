@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/base/check.h"
+#include "engine/base/mutex_checks.h"
 #include "google/protobuf/stubs/logging.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/security/server_credentials.h"
@@ -100,11 +100,7 @@ int64_t ConnectionLimit(const ListenConfig& listen) {
 }
 
 void InitGrpc() {
-#ifdef NDEBUG
-  // Debian's abseil looks for cycles at each lock, also in release builds: a global lock around all
-  // others, and half a kilobyte for each mutex that lives.
-  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-#endif
+  base::LeaveOutMutexChecks();
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // we report errors ourselves
   google::protobuf::SetLogHandler(nullptr);
   grpc::EnableDefaultHealthCheckService(false);  // health_service.h
