@@ -1,6 +1,7 @@
 #pragma once
 // Debian's abseil is built with its checks: at each lock it looks for cycles of locks, under one
-// global lock, and keeps half a kilobyte for each mutex that lives. Good for tests, not for service.
+// global lock, and keeps half a kilobyte for each mutex that lives. Good for tests, not for
+// service.
 
 #include "absl/synchronization/mutex.h"
 
