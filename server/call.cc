@@ -12,7 +12,7 @@
 #include "engine/base/check.h"
 #include "grpc/grpc_security_constants.h"
 #include "grpcpp/security/auth_context.h"
-#include "server/status.h"
+#include "server/grpc_status.h"
 #include "server/trace_context.h"
 
 namespace skein::server {
@@ -80,7 +80,7 @@ grpc::Status Call::End(const absl::Status& status, bool refused) {
   const absl::Duration delay =
       model_.has_value() ? model_->engine().RetryDelay() : services_->models->RetryDelay();
   const grpc::Status out = ToGrpc(status, delay);
-  services_->metrics->CallHandled(method_.service, method_.name, CodeName(out.error_code()),
+  services_->metrics->CallHandled(method_.service, method_.name, CodeName(status.code()),
                                   absl::Now() - start_);
   if (refused) {
     services_->metrics->Rejected(ReasonOf(status),
@@ -106,7 +106,7 @@ LogLevel Call::LevelOf(const absl::Status& status) {
 
 void Call::Log(LogLine& line, const absl::Status& status) const {
   line.With("method", absl::StrCat(method_.service, "/", method_.name))
-      .With("code", CodeName(static_cast<grpc::StatusCode>(status.code())))
+      .With("code", CodeName(status.code()))
       .With("seconds", absl::ToDoubleSeconds(absl::Now() - start_))
       .With("peer", context_->peer());
   if (!principal_->tenant.empty()) line.With("tenant", principal_->tenant);

@@ -46,7 +46,7 @@ void LogUnread(const RequestRecord& record) {
   LogLine line(LogLevel::kInfo, "request ended without a reader");
   line.With("id", record.spec().request_id);
   if (!record.spec().tenant.empty()) line.With("tenant", record.spec().tenant);
-  line.With("code", CodeName(static_cast<grpc::StatusCode>(status.code())));
+  line.With("code", CodeName(status.code()));
   if (!status.ok()) line.With("reason", ReasonOf(status));
   Describe(record, &line);
 }

@@ -6,7 +6,6 @@
 #include "google/protobuf/any.pb.h"
 #include "google/protobuf/message.h"
 #include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
 
 namespace skein::server {
 namespace {
@@ -136,12 +135,10 @@ bool IsRetryable(const absl::Status& status) {
          (absl::IsResourceExhausted(status) && base::Reason(status) != "SLOW_READER");
 }
 
-grpc::Status ToGrpc(const absl::Status& status, absl::Duration retry_delay) {
-  if (status.ok()) return grpc::Status::OK;
-  const std::string message = Shorten(status.message());
+google::rpc::Status ToRpc(const absl::Status& status, absl::Duration retry_delay) {
   google::rpc::Status out;
   out.set_code(static_cast<int>(status.code()));
-  out.set_message(message);
+  out.set_message(Shorten(status.message()));
   AddMissingDetails(status, retry_delay)
       .ForEachPayload([&](absl::string_view type_url, const absl::Cord& bytes) {
         if (!absl::StartsWith(type_url, kTypePrefix)) return;
@@ -149,11 +146,10 @@ grpc::Status ToGrpc(const absl::Status& status, absl::Duration retry_delay) {
         detail->set_type_url(std::string(type_url));
         detail->set_value(std::string(bytes));
       });
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message,
-                      out.SerializeAsString());
+  return out;
 }
 
-const char* CodeName(grpc::StatusCode code) {
+const char* CodeName(absl::StatusCode code) {
   static constexpr const char* kNames[] = {"OK",
                                            "CANCELLED",
                                            "UNKNOWN",
@@ -171,7 +167,8 @@ const char* CodeName(grpc::StatusCode code) {
                                            "UNAVAILABLE",
                                            "DATA_LOSS",
                                            "UNAUTHENTICATED"};
-  return code >= 0 && code <= 16 ? kNames[code] : "UNKNOWN";
+  const int number = static_cast<int>(code);
+  return number >= 0 && number <= 16 ? kNames[number] : "UNKNOWN";
 }
 
 }  // namespace skein::server

@@ -1,7 +1,7 @@
 #pragma once
 // Errors: helpers that attach google.rpc details to an absl::Status (as payloads, keyed by type
-// URL), and the one converter from absl::Status to grpc::Status. api.md's table of codes is made
-// here and in convert.cc.
+// URL), and the one converter to google.rpc.Status, which grpc_status.h sends. api.md's table of
+// codes is made here and in convert.cc.
 
 #include <map>
 #include <string>
@@ -11,7 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
-#include "grpcpp/support/status.h"
+#include "google/rpc/status.pb.h"
 
 namespace skein::server {
 
@@ -39,18 +39,18 @@ absl::Status Precondition(absl::string_view reason, absl::string_view subject,
 absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
                            const std::map<std::string, std::string>& metadata);
 
-// Every error leaves with ErrorInfo (domain "skein"); RESOURCE_EXHAUSTED of a full queue and
-// UNAVAILABLE also with RetryInfo of `retry_delay`; FAILED_PRECONDITION with PreconditionFailure. A
-// message from inside (INTERNAL, UNKNOWN) is kept.
-grpc::Status ToGrpc(const absl::Status& status, absl::Duration retry_delay);
+// An error, ready to be sent. Every one leaves with ErrorInfo (domain "skein"); RESOURCE_EXHAUSTED
+// of a full queue and UNAVAILABLE also with RetryInfo of `retry_delay`; FAILED_PRECONDITION with
+// PreconditionFailure. A message from inside (INTERNAL, UNKNOWN) is kept.
+google::rpc::Status ToRpc(const absl::Status& status, absl::Duration retry_delay);
 
-// Whether ToGrpc adds RetryInfo, so that the trailer grpc-retry-pushback-ms can go beside it.
+// Whether ToRpc adds RetryInfo, so that the trailer grpc-retry-pushback-ms can go beside it.
 bool IsRetryable(const absl::Status& status);
 
 // The reason that ErrorInfo carries; also a metric label, so always one of a fixed set.
 std::string ReasonOf(const absl::Status& status);
 
 // "OK", "NOT_FOUND", ... for logs and metric labels.
-const char* CodeName(grpc::StatusCode code);
+const char* CodeName(absl::StatusCode code);
 
 }  // namespace skein::server

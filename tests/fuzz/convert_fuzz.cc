@@ -9,7 +9,7 @@
 #include "google/protobuf/stubs/logging.h"
 #include "google/rpc/status.pb.h"
 #include "server/convert.h"
-#include "server/status.h"
+#include "server/grpc_status.h"
 #include "server/wire.h"
 
 namespace skein::server {

@@ -1,6 +1,6 @@
 // Errors on the wire: code, message and google.rpc details.
 
-#include "server/status.h"
+#include "server/grpc_status.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -46,7 +46,7 @@ TEST(ToGrpc, EveryErrorCarriesErrorInfo) {
     const auto info = Find<google::rpc::ErrorInfo>(status);
     ASSERT_TRUE(info.has_value());
     EXPECT_EQ(info->domain(), "skein");
-    EXPECT_EQ(info->reason(), CodeName(status.error_code()));
+    EXPECT_EQ(info->reason(), CodeName(static_cast<absl::StatusCode>(status.error_code())));
   }
 }
 

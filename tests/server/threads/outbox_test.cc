@@ -154,11 +154,15 @@ TEST(OutboxThreads, ACancelAnywhereFinishesExactlyOnce) {
   for (int round = 0; round < 300; ++round) {
     Box box;
     Transport transport(&box);
+    std::atomic<int> pushed{0};
     std::thread canceller([&] {
-      for (int i = 0; i < round; ++i) std::this_thread::yield();
+      while (pushed < round % 51) std::this_thread::yield();
       transport.Apply(box.Drop(absl::CancelledError()));
     });
-    for (int i = 0; i < 50; ++i) transport.Apply(box.Push(Nth(i)));
+    for (int i = 0; i < 50; ++i) {
+      transport.Apply(box.Push(Nth(i)));
+      ++pushed;
+    }
     transport.Apply(box.End(absl::OkStatus()));
     canceller.join();
     while (transport.finishes() == 0) std::this_thread::yield();
