@@ -34,6 +34,7 @@ COMMITS = ["ON_SUCCESS", "KEEP_PARTIAL"]
 
 LONG_PROMPT = 60000     # bytes = tokens: seconds of prefill
 LAST = 24               # tokens of an answer whose last one is the moment
+TIME = 0.12             # seconds of deadlines and of max_time
 
 # How Get says that a request has ended, and what commits: (ON_SUCCESS, KEEP_PARTIAL).
 COMMITTED = {
@@ -58,6 +59,13 @@ class Server:
         self.daemon = daemon
         self.client = Client(pb, daemon.channel)
         self.client.generate("warm", max_tokens=2)
+        began = time.monotonic()
+        self.client.generate("warm", max_tokens=100)
+        self._second = 100 / (time.monotonic() - began)  # tokens
+
+    def last(self, end):
+        """Tokens of an answer whose last one comes with the end; where that is a time, about then."""
+        return max(2, int(self._second * TIME)) if end in ("deadline", "max_time") else LAST
 
     def gauges(self):
         with urllib.request.urlopen(self.daemon.metrics, timeout=10) as answer:
@@ -173,7 +181,7 @@ MOMENT = {"waiting": has("queued"), "prefill": has("progress"), "decode": has("d
 def request_of(server, end, phase, conversation, commit, new):
     """The request whose end comes in that phase."""
     g = server.pb.gen
-    length = LAST if phase == "last token" or end == "ok" else ENDLESS
+    length = server.last(end) if phase == "last token" or end == "ok" else ENDLESS
     text = b"go on " if phase != "prefill" else b"x" * (LONG_PROMPT if end not in ("ok", "server error") else 400)
     sampling = g.Sampling(temperature=0)
     if end == "server error":
@@ -184,7 +192,7 @@ def request_of(server, end, phase, conversation, commit, new):
             length = 2 if phase == "last token" else ENDLESS
     stopping = g.Stopping(max_tokens=length, ignore_eos=True)
     if end == "max_time":
-        stopping.max_time.FromMilliseconds(120)
+        stopping.max_time.FromMilliseconds(int(TIME * 1000))
     return g.GenerateRequest(request_id=fresh_id(), conversation_id=conversation, create_if_missing=new,
                              commit=g.CommitMode.Value("COMMIT_MODE_" + commit), sampling=sampling, stopping=stopping,
                              output=g.Output(token_ids=True), token_ids=g.TokenIds(ids=[b + 1 for b in text]))
@@ -232,7 +240,7 @@ def run_case(server, end, phase, kind, commit):
     stub = Client(server.pb, wire.channel).gen if wire else server.client.gen
     timeout = 120
     if end == "deadline":
-        timeout = 0.12
+        timeout = TIME
     stream = Stream(stub.Generate(request, timeout=timeout))
     if end not in ("ok", "deadline", "max_time", "server error") or phase == "waiting":
         stream.wait(MOMENT[phase])
@@ -250,11 +258,11 @@ def run_case(server, end, phase, kind, commit):
     return conversation, head, request, stream
 
 
-def check_client(pb, end, phase, stream):
+def check_client(pb, end, phase, request, stream):
     """What the client was told; at the last token an end may come too late."""
     finished = stream.finished()
     if end == "ok" or (phase == "last token" and finished is not None and finished.reason == pb.gen.FINISH_REASON_LENGTH):
-        assert stream.error is None and finished.usage.completion_tokens == LAST
+        assert stream.error is None and finished.usage.completion_tokens == request.stopping.max_tokens
         return
     reasons = {"Cancel": pb.gen.FINISH_REASON_CANCELLED, "max_time": pb.gen.FINISH_REASON_TIME,
                "drain": pb.gen.FINISH_REASON_DRAINED}
@@ -339,7 +347,7 @@ def test_matrix(server, pb, end, phase):
         case = f"{end} / {phase} / {kind} / {commit}"
         try:
             conversation, head, request, stream = run_case(server, end, phase, kind, commit)
-            check_client(pb, end, phase, stream)
+            check_client(pb, end, phase, request, stream)
             check_conversation(server, end, phase, kind, commit, conversation, head, request, stream)
             if conversation:
                 try:
