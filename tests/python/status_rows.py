@@ -79,6 +79,17 @@ def situation(world, name):
     return undo
 
 
+def until_refused(client, seconds=60):
+    """A server that was told to end serves what comes before it has begun to drain."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            client.generate("y", max_tokens=1)
+        except grpc.RpcError:
+            return
+    raise AssertionError("still served")
+
+
 def check(row, world, client):
     with pytest.raises(grpc.RpcError) as caught:
         result = row.call(client, world)

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from checkpoint import POISON
 from client import ENDLESS, Client, Running, details, fresh_id
-from status_rows import C, Row, attach, check, control, conversations, generate, situation
+from status_rows import C, Row, attach, check, control, conversations, generate, situation, until_refused
 from test_metrics import scrape
 
 # Small enough to be reached.
@@ -145,7 +145,7 @@ def test_draining(start, pb, steady_model):
     client = Client(pb, daemon.channel)
     running = Running(client.stream("x", max_tokens=ENDLESS))
     daemon.terminate()
-    daemon.wait_for_line("draining")
+    until_refused(client)
     [row] = [row for row in ROWS if row.setup == "draining"]
     check(row, {}, client)
     running.cancel()

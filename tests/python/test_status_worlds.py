@@ -10,7 +10,7 @@ import test_status_table
 from checkpoint import random_weights, write_safetensors, write_tiny_checkpoint
 from client import ENDLESS, Client, Running, fresh_id
 from daemon import ROOT, Daemon
-from status_rows import C, Row, attach, check, control, conversations, generate
+from status_rows import C, Row, attach, check, control, conversations, generate, until_refused
 from test_security import TokenClient
 
 NUMBER = r"[0-9]+"
@@ -367,7 +367,7 @@ def test_stopping(start, pb, steady_model):
     client = Client(pb, daemon.channel)
     running = Running(client.stream("x", max_tokens=ENDLESS))
     daemon.terminate()
-    daemon.wait_for_line("draining")
+    until_refused(client)
     row = Row("undrain", control("Undrain", lambda c, w: c.UndrainRequest()), C.FAILED_PRECONDITION, "STOPPING",
               "the server has been told to end", precondition="STOPPING")
     check(row, {}, client)
