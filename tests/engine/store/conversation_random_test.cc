@@ -15,6 +15,9 @@ namespace {
 
 using Tokens = std::vector<int32_t>;
 
+// Other walks with --gtest_shuffle --gtest_random_seed=N.
+int Seed(int n) { return n + 100 * ::testing::UnitTest::GetInstance()->random_seed(); }
+
 // What a state over these tokens holds.
 float StateOf(const Tokens& tokens, int64_t n) {
   uint32_t hash = 2166136261;
@@ -250,7 +253,7 @@ void Walk::Compare() {
 class RandomWalk : public Walk, public ::testing::WithParamInterface<int> {};
 
 TEST_P(RandomWalk, EqualsTheSimpleModel) {
-  random.seed(GetParam());
+  random.seed(Seed(GetParam()));
   options.budget_bytes = (1 + Pick(12)) * State(0)->bytes();
   options.history = 1 + Pick(3);
   options.tombstones = Pick(5);
@@ -354,7 +357,7 @@ class ConcurrentWalk : public StoreHarness {
     gave_up.fetch_add(1);
   }
   void Client(int seed, int rounds) {
-    std::mt19937 random(seed);
+    std::mt19937 random(Seed(seed));
     const auto pick = [&](int n) { return static_cast<int>(random() % n); };
     for (int i = 0; i < rounds; ++i) {
       const std::string id = absl::StrCat("c", pick(4));
