@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/units.h"
+#include "server/free_memory.h"
 #include "server/log.h"
 #include "server/security_config.h"
 #include "server/version.h"
@@ -22,6 +23,7 @@ namespace {
 
 // For the last bytes of answers to leave.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
+constexpr absl::Duration kGiveBack = absl::Seconds(30);
 
 std::string Sha256(const std::string& text) {
   unsigned char digest[SHA256_DIGEST_LENGTH];
@@ -136,6 +138,10 @@ void Daemon::Maintain() {
   conversations_.Expire();
   grpc_->Maintain();
   ShowHealth();
+  if (const absl::Time now = absl::Now(); now >= give_back_) {
+    give_back_ = now + kGiveBack;
+    GiveBackFreeMemory();
+  }
 }
 
 void Daemon::ShowHealth() {

@@ -43,7 +43,8 @@ class Daemon {
   void Drain(absl::Time deadline);
   // After Drain: sends what is still to be sent, closes the port.
   void Shutdown(absl::Time deadline);
-  // Once a second: health follows the engines' heartbeats; what has expired goes.
+  // Once a second, from one thread: health follows the engines' heartbeats; what has expired goes,
+  // and now and then the memory that is free.
   void Maintain();
   // No engine has stalled.
   bool alive() const { return lifecycle_.state() != Lifecycle::kStalled; }
@@ -83,6 +84,8 @@ class Daemon {
   ServiceContext services_;
   std::unique_ptr<HttpServer> http_;  // null: none
   std::unique_ptr<GrpcServer> grpc_;
+
+  absl::Time give_back_ = absl::InfinitePast();  // free memory; of Maintain
 
   absl::Mutex reload_mu_;  // one at a time
   absl::Mutex health_mu_;

@@ -69,6 +69,10 @@ class Shared:
         with self.lock:
             return rng.choice(self.names) if self.names else None
 
+    def unknown(self, names):
+        with self.lock:
+            return [name for name in names if name not in self.names]
+
     def gone(self, name):
         with self.lock:
             if name in self.names:
@@ -231,7 +235,11 @@ class User:
             self.shared.gone(conversation)
 
     def look(self):
-        self.client.conv.List(self.c.ListConversationsRequest(id_prefix="soak-", page_size=self.rng.randint(1, 50)))
+        page = self.client.conv.List(self.c.ListConversationsRequest(id_prefix=f"soak-{self.rng.randrange(CLIENTS)}-",
+                                                                     page_size=self.rng.randint(1, 50)))
+        # Those that nobody knows any more go, or in the end there would be no room for others.
+        for lost in self.shared.unknown(one.id for one in page.conversations if not one.busy):
+            self.remove(lost)
         conversation = self.pick()
         if conversation is not None:
             self.client.get(conversation)
