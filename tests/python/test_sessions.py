@@ -128,6 +128,7 @@ def test_what_left_nothing_runs_again(start, pb):
     request_id = fresh_id()  # past its deadline
     fields = dict(conversation=conversation, request_id=request_id, max_tokens=20000)
     expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: client.stream("z", timeout=0.05, **fields))
+    wait_until(lambda: not client.get(conversation).busy)  # the server has seen it too; until then the retry would join
     again = client.generate("z", **fields)
     assert again.finished.version == 4 and len(again.ids) == 20000
 
