@@ -55,6 +55,10 @@ bool NeedsOne(const GenerateRequest& request) {
   return request.input.empty() && request.stopping.max_tokens > 0;
 }
 
+bool WantsAllTokens(const GenerateRequest& request) {
+  return request.sampling.penalty_scope == PenaltyScope::kConversation;
+}
+
 uint64_t DrawSeed() {
   std::random_device source;
   return (uint64_t{source()} << 32) | source();
@@ -126,6 +130,8 @@ class Engine::Impl {
   const std::vector<uint32_t> valid_mask_;
 
   // Own synchronisation.
+  const std::shared_ptr<std::atomic<int32_t>> kept_prompts_ =  // shared with those who hold leave
+      std::make_shared<std::atomic<int32_t>>(0);
   ConversationStore& store_;
   RequestQueue queue_;
   OutputShards shards_;
@@ -159,7 +165,11 @@ absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
       (request.base_version.has_value() || request.expected_version.has_value())) {
     return absl::InvalidArgumentError("base_version and expected_version need a conversation_id");
   }
-  if (request.conversation_id.empty() && request.input.empty() && request.stopping.max_tokens > 0) {
+  if (request.prompt != nullptr) {
+    SKEIN_CHECK(request.prompt->model.fingerprint == tag_.fingerprint &&
+                request.prompt->model.vocabulary == tag_.vocabulary);
+  }
+  if (request.conversation_id.empty() && request.prompt == nullptr && NeedsOne(request)) {
     return absl::InvalidArgumentError(kNothingToGoOnFrom);
   }
   return absl::OkStatus();
@@ -170,8 +180,16 @@ absl::Status Engine::Impl::Check(const ScoreRequest& request) const {
   SKEIN_RETURN_IF_ERROR(CheckTokens("prompt", request.prompt, V));
   SKEIN_RETURN_IF_ERROR(CheckTokens("separator", request.separator, V));
   SKEIN_RETURN_IF_ERROR(CheckTokens("continuation", request.continuation, V));
-  if (request.continuation.empty())
-    return absl::InvalidArgumentError("continuation is empty: nothing to score");
+  if (request.continuation.empty() != request.keep_prompt) {
+    return absl::InvalidArgumentError(request.keep_prompt
+                                          ? "a prompt that is kept has no continuation"
+                                          : "continuation is empty: nothing to score");
+  }
+  if (request.after != nullptr) {
+    SKEIN_CHECK(!request.after->pending.empty() && request.conversation_id.empty() &&
+                request.prompt.empty());
+    return absl::OkStatus();
+  }
   if (request.conversation_id.empty() && request.base_version.has_value()) {
     return absl::InvalidArgumentError("base_version needs a conversation_id");
   }
@@ -215,6 +233,7 @@ absl::Status Engine::Impl::Submit(GenerateRequest request,
   // of use to whoever reads the stream.
   sequence->queued.least_output = stopping.min_tokens;
   sequence->queued.most_output = stopping.max_tokens;
+  sequence->queued.exempt = request.keep_state;
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, stopping.max_time,
                                 request.quotas, sequence.get()));
   const std::string request_id = request.request_id;
@@ -249,7 +268,8 @@ LeaseRequest Engine::Impl::WantedLease(const GenerateRequest& request) const {
       .base_version = request.base_version,
       .expected_version = request.expected_version,
       .pending = one ? Pending::kAtLeastOne : Pending::kAny,
-      .want_all_tokens = request.sampling.penalty_scope == PenaltyScope::kConversation,
+      .want_all_tokens = WantsAllTokens(request),
+      .prompt = request.prompt,
       .ttl = request.ttl,
       .quotas = request.quotas,
   };
@@ -313,6 +333,8 @@ absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> l
     }
     sequence->reserves = reserves;
     TakeLease(*std::move(lease), sequence);
+  } else if (request.prompt != nullptr) {
+    TakeLease(StartFrom(request.prompt, WantsAllTokens(request)), sequence);
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
                           DrawSeed(), observer_ != nullptr);
@@ -325,6 +347,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
   sequence->queued.tenant = request.tenant;
   sequence->queued.tokens = static_cast<int64_t>(request.prompt.size() + request.separator.size() +
                                                  request.continuation.size());
+  sequence->queued.exempt = request.exempt;
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, absl::InfiniteDuration(),
                                 request.quotas, sequence.get()));
   if (!request.conversation_id.empty()) {
@@ -342,6 +365,12 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
       return status;
     }
     TakeLease(*std::move(lease), sequence.get());
+  }
+  if (request.after != nullptr) {
+    Lease lease;
+    lease.snapshot = request.after->state;
+    lease.pending = request.after->pending;
+    sequence->lease = std::move(lease);
   }
   sequence->StartScore(std::move(request));
   sequence->stream = shards_.NewStream(std::move(sink));
@@ -392,6 +421,12 @@ absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<ResponseSin
 absl::Status Engine::Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink) {
   return impl_->Submit(std::move(request), std::move(sink));
 }
+std::shared_ptr<const void> Engine::LeaveToKeepPrompt() {
+  const std::shared_ptr<std::atomic<int32_t>> kept = impl_->kept_prompts_;
+  std::shared_ptr<const void> leave(kept.get(), [kept](const void*) { --*kept; });
+  if (++*kept > impl_->options_.slots) leave = nullptr;
+  return leave;
+}
 bool Engine::Cancel(absl::string_view request_id, bool by_client) {
   return impl_->queue_.Cancel(request_id,
                               by_client ? RequestControl::kByClient : RequestControl::kByTransport);
@@ -410,6 +445,7 @@ void Engine::Drain(absl::Time deadline) {
 }
 void Engine::Undrain() { impl_->queue_.EndDrain(); }
 ConversationStore& Engine::conversations() { return impl_->store_; }
+const ModelTag& Engine::tag() const { return impl_->tag_; }
 const ModelConfig& Engine::config() const { return impl_->model_.config(); }
 const Tokenizer& Engine::tokenizer() const { return impl_->tokenizer_; }
 EngineGauges Engine::gauges() const { return impl_->gauges(); }

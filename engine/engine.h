@@ -60,6 +60,7 @@ struct RequestReport {        // once per request, when it has ended
   absl::Duration total;
   std::vector<absl::Duration> inter_token;
   std::string restored_from;
+  std::string reused_from;  // usage.reused_tokens: "conversation", "prompt_state", "score_prompt"
   bool score = false;
   std::string tenant;
   int32_t parkings = 0;  // times its state left its slot for another request
@@ -103,6 +104,15 @@ class Engine {
   absl::Status Submit(GenerateRequest request, std::vector<std::shared_ptr<ResponseSink>> sinks);
   absl::Status Submit(GenerateRequest request, std::shared_ptr<ResponseSink> sink);  // of one
   absl::Status Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
+  // Leave to hold one ScorePrompt, until it is dropped. Null: as many as there are slots are held,
+  // which bounds their memory; each continuation then takes the prompt in itself.
+  std::shared_ptr<const void> LeaveToKeepPrompt();
+
+  // The same prompt state, computed: its tokens are taken in as those of any request, among what
+  // runs. Blocks until it is done; asks `wanted` now and then, and is CANCELLED when that says no.
+  // UNAVAILABLE while draining.
+  absl::StatusOr<std::shared_ptr<const PromptState>> Compute(const PromptState& prompt,
+                                                             const std::function<bool()>& wanted);
 
   // Asks a request to end at the next token boundary. `by_client`: the Cancel RPC (it gets Finished
   // CANCELLED); otherwise the transport went away (its sink gets OnError CANCELLED). False: no such
@@ -120,6 +130,7 @@ class Engine {
 
   ConversationStore& conversations();
   const ModelConfig& config() const;
+  const ModelTag& tag() const;
   const Tokenizer& tokenizer() const;
   EngineGauges gauges() const;
   bool healthy() const;  // the heartbeat is younger than stall_limit

@@ -48,6 +48,12 @@ absl::Status ErrorOf(End end, const absl::Status& error) {
   }
 }
 
+const char* ReusedFrom(const Sequence& sequence) {
+  if (!sequence.lease.has_value()) return "conversation";
+  if (sequence.lease->prompt != nullptr) return "prompt_state";
+  return sequence.lease->key.id.empty() ? "score_prompt" : "conversation";
+}
+
 std::string CodeName(const absl::Status& status) { return absl::StatusCodeToString(status.code()); }
 
 }  // namespace
@@ -97,9 +103,12 @@ void EngineLoop::FinishOne(Sequence* sequence, End end, const absl::Status& erro
   finished.stop_match = sequence->stop_match;
   finished.stop_token = sequence->stop_token;
   finished.usage = UsageOf(*sequence);
-  if (sequence->lease.has_value() && !finished.committed) {
-    finished.usage.conversation_tokens = sequence->lease->tokens;
+  const bool in_conversation = sequence->lease.has_value() && !sequence->lease->key.id.empty();
+  if (in_conversation && !finished.committed) {
+    const Lease& lease = *sequence->lease;
+    finished.usage.conversation_tokens = lease.prompt == nullptr ? lease.tokens : 0;
   }
+  if (sequence->keep_state && end == End::kLength) finished.state = FinalState(sequence);
   finished.timings = TimingsOf(*sequence);
   Retire(sequence, end, status, finished.usage, finished.timings);
   if (status.ok()) {
@@ -117,6 +126,14 @@ void EngineLoop::FinishScore(Sequence* sequence, End end, const absl::Status& er
         base::MakeStatus(absl::StatusCode::kUnavailable, "DRAINING", "the server is shutting down");
   }
   const Usage usage = UsageOf(*sequence);
+  if (status.ok() && sequence->keep_state) {
+    auto prompt = std::make_shared<ScorePrompt>();
+    prompt->state = FinalState(sequence);
+    if (prompt->state == nullptr && sequence->base_consumed > 0)
+      prompt->state = sequence->lease->snapshot;
+    prompt->pending.assign(sequence->tokens.begin() + sequence->consumed, sequence->tokens.end());
+    p_.shards.Post(sequence->stream, std::shared_ptr<const ScorePrompt>(std::move(prompt)));
+  }
   Retire(sequence, end, status, usage, TimingsOf(*sequence));
   if (status.ok()) {
     p_.shards.Post(sequence->stream, usage);
@@ -169,7 +186,8 @@ Usage EngineLoop::UsageOf(const Sequence& sequence) const {
   if (sequence.admitted != absl::InfinitePast()) usage.reused_tokens = sequence.base_consumed;
   usage.conversation_tokens = sequence.base_consumed + static_cast<int64_t>(sequence.tokens.size());
   if (sequence.score) {
-    usage.prompt_tokens += 1;  // the last token of the continuation is scored, not fed
+    // The last token of the continuation is scored, not fed.
+    if (!sequence.keep_state) usage.prompt_tokens += 1;
     usage.conversation_tokens = sequence.base_consumed + sequence.pending_size;
   }
   return usage;
@@ -210,7 +228,7 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
     ++unsettled_;
   }
   slots_used_ = pool_->used();
-  if (p_.observer == nullptr) return;
+  if (p_.observer == nullptr || (sequence->keep_state && !sequence->score)) return;
   RequestReport report;
   report.code = CodeName(status);
   report.finish_reason = status.ok() ? FinishReasonName(end) : "error";
@@ -220,6 +238,7 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   report.total = now - sequence->submitted;
   report.inter_token = std::move(sequence->inter_token);
   report.restored_from = RestoredFrom(*sequence);
+  report.reused_from = ReusedFrom(*sequence);
   report.score = sequence->score;
   report.tenant = sequence->tenant;
   report.parkings = sequence->parkings;

@@ -158,7 +158,7 @@ void EngineLoop::AfterPrefill(Sequence* sequence, absl::Time now) {
   if (complete) sequence->prefilled = sequence->last_token = now;
   const size_t before = running_.size();
   if (!sequence->in_shared_part()) Part(sequence);
-  if (!complete || sequence->score || sequence->stopping.max_tokens > 0) return;
+  if (!complete || !sequence->ends_with_input()) return;
   EndRow(sequence, End::kLength, absl::OkStatus());
   for (size_t row = before; row < running_.size(); ++row)
     EndRow(running_[row].get(), End::kLength, absl::OkStatus());

@@ -131,6 +131,9 @@ void OutputShards::DeliverEvent(OutputStream& stream, OutputEvent& event) {
                                            : stream.score_sink_->OnError(e);
                  },
                  [&](ScoreEvent& e) { stream.score_sink_->OnScores(e); },
+                 [&](std::shared_ptr<const ScorePrompt>& e) {
+                   stream.score_sink_->OnPrompt(std::move(e));
+                 },
                  [&](Usage& e) { stream.score_sink_->OnFinished(e); },
              },
              event);

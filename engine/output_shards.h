@@ -26,7 +26,8 @@ struct QueuedEvent {
 // behind a pointer, so that a token's event stays small.
 using OutputEvent =
     std::variant<TokenEvent, QueuedEvent, ProgressEvent, PromptLogprobsEvent, ScoreEvent, Usage,
-                 absl::Status, std::unique_ptr<StartedEvent>, std::unique_ptr<FinishedEvent>>;
+                 std::shared_ptr<const ScorePrompt>, absl::Status, std::unique_ptr<StartedEvent>,
+                 std::unique_ptr<FinishedEvent>>;
 
 // One request's sink and what its shard keeps for it. Owned by the request's sequence on the engine
 // thread and by the events on their way, whichever lasts longer.

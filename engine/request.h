@@ -75,6 +75,11 @@ struct GenerateRequest {
   int32_t num_sequences = 1;
   // Null: none. Each sequence works on a clone.
   std::shared_ptr<const Constraint> constraint;
+  // What an empty conversation, or a stateless request, begins with. Of this engine's model.
+  std::shared_ptr<const PromptState> prompt;
+  // The server's own, to compute a prompt state: no limit of the queue refuses it, it is no request
+  // to observers, and FinishedEvent brings the state. Stateless, with max_tokens 0.
+  bool keep_state = false;
   absl::Time deadline = absl::InfiniteFuture();  // the gRPC deadline; ends with DEADLINE_EXCEEDED
 };
 
@@ -82,6 +87,13 @@ struct GenerateRequest {
 inline uint64_t SequenceSeed(uint64_t seed, int32_t index) {
   return seed + static_cast<uint64_t>(index);
 }
+
+// Where a prompt ends that several continuations are scored after. Immutable; shared by them.
+struct ScorePrompt {
+  // Null: nothing has been consumed.
+  std::shared_ptr<const StateSnapshot> state;
+  std::vector<int32_t> pending;  // what the state has not consumed; at least one token
+};
 
 struct ScoreRequest {
   std::string request_id;
@@ -91,6 +103,11 @@ struct ScoreRequest {
   std::vector<int32_t> prompt;
   std::vector<int32_t> separator;     // as above
   std::vector<int32_t> continuation;  // at least one token; each is scored given all before it
+  // In place of conversation and prompt.
+  std::shared_ptr<const ScorePrompt> after;
+  // No continuation: the prompt is taken in and given to the sink, once for all that come after it.
+  bool keep_prompt = false;
+  bool exempt = false;  // of a call that was accepted: a full queue does not refuse it
   absl::Time deadline = absl::InfiniteFuture();
   Quotas quotas;
 };
@@ -140,7 +157,8 @@ struct FinishedEvent {
   Usage usage;
   Timings timings;
   bool committed = false;
-  int64_t version = 0;  // the new version when committed
+  int64_t version = 0;                         // the new version when committed
+  std::shared_ptr<const StateSnapshot> state;  // with keep_state; null: nothing was consumed
 };
 
 // An error may still have committed what was there (KEEP_PARTIAL, and the client is gone or its
@@ -186,6 +204,7 @@ class ScoreSink {
  public:
   virtual ~ScoreSink() = default;
   virtual void OnScores(const ScoreEvent& event) = 0;
+  virtual void OnPrompt(std::shared_ptr<const ScorePrompt>) {}  // with keep_prompt
   virtual void OnFinished(const Usage& usage) = 0;
   virtual void OnError(const absl::Status& status) = 0;
 };

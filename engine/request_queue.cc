@@ -29,11 +29,14 @@ absl::Status RequestQueue::Full() const {
                                  " requests wait); try again later"));
 }
 
+absl::Status RequestQueue::CheckNotDraining() const {
+  if (!closed_.load(std::memory_order_relaxed)) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kUnavailable, "DRAINING",
+                    "the server is shutting down; try another one");
+}
+
 absl::Status RequestQueue::CheckOpen() const {
-  if (closed_.load(std::memory_order_relaxed)) {
-    return MakeStatus(absl::StatusCode::kUnavailable, "DRAINING",
-                      "the server is shutting down; try another one");
-  }
+  SKEIN_RETURN_IF_ERROR(CheckNotDraining());
   if (waiting_.load(std::memory_order_relaxed) >= max_requests_) return Full();
   return absl::OkStatus();
 }
@@ -47,10 +50,13 @@ absl::Status RequestQueue::CheckTenant(const Quotas& quotas, const QueuePlace& p
                                    "); try again later"));
   }
   if (quotas.queued_tokens > 0 && load.tokens + place.tokens > quotas.queued_tokens) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
-                      absl::StrCat("your quota of waiting prompt tokens is used up (", load.tokens,
-                                   " wait, at most ", quotas.queued_tokens, "; this request has ",
-                                   place.tokens, "); try again later"));
+    absl::Status status = MakeStatus(
+        absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
+        absl::StrCat("your quota of waiting prompt tokens is used up (", load.tokens,
+                     " wait, at most ", quotas.queued_tokens, "; this request has ", place.tokens,
+                     place.tokens > quotas.queued_tokens ? ")" : "); try again later"));
+    return place.tokens > quotas.queued_tokens ? base::WaitingDoesNotHelp(std::move(status))
+                                               : status;
   }
   return absl::OkStatus();
 }
@@ -80,15 +86,7 @@ absl::StatusOr<std::shared_ptr<RequestControl>> RequestQueue::Reserve(absl::stri
                                                                       absl::Time now,
                                                                       QueuePlace* place) {
   std::lock_guard<std::mutex> lock(mu_);
-  SKEIN_RETURN_IF_ERROR(CheckOpen());
-  if (waiting_tokens_ + place->tokens > max_tokens_) {
-    return MakeStatus(
-        absl::StatusCode::kResourceExhausted, "QUEUE_TOKENS_FULL",
-        absl::StrCat("the queue is full (", waiting_tokens_, " prompt tokens wait, at most ",
-                     max_tokens_, "; this request has ", place->tokens, "); try again later"));
-  }
-  SKEIN_RETURN_IF_ERROR(CheckTenant(quotas, *place));
-  SKEIN_RETURN_IF_ERROR(CheckDeadline(*place, now));
+  SKEIN_RETURN_IF_ERROR(place->exempt ? CheckNotDraining() : CheckRoom(quotas, *place, now));
   auto control = std::make_shared<RequestControl>();
   if (!requests_.try_emplace(std::string(request_id), Registered{control, place->tenant}).second) {
     return MakeStatus(absl::StatusCode::kAlreadyExists, "REQUEST_ID_IN_USE",
@@ -102,6 +100,19 @@ absl::StatusOr<std::shared_ptr<RequestControl>> RequestQueue::Reserve(absl::stri
   tenant.tokens += place->tokens;
   place->due = due_.Add(now, place->deadline, place->tokens);
   return control;
+}
+
+absl::Status RequestQueue::CheckRoom(const Quotas& quotas, const QueuePlace& place,
+                                     absl::Time now) const {
+  SKEIN_RETURN_IF_ERROR(CheckOpen());
+  if (waiting_tokens_ + place.tokens > max_tokens_) {
+    return MakeStatus(
+        absl::StatusCode::kResourceExhausted, "QUEUE_TOKENS_FULL",
+        absl::StrCat("the queue is full (", waiting_tokens_, " prompt tokens wait, at most ",
+                     max_tokens_, "; this request has ", place.tokens, "); try again later"));
+  }
+  SKEIN_RETURN_IF_ERROR(CheckTenant(quotas, place));
+  return CheckDeadline(place, now);
 }
 
 void RequestQueue::GiveUp(const QueuePlace& place) {

@@ -92,6 +92,9 @@ class RequestQueue {
     int32_t requests = 0;  // waiting and running
     int64_t tokens = 0;    // waiting
   };
+  absl::Status CheckNotDraining() const;
+  absl::Status CheckRoom(const Quotas& quotas, const QueuePlace& place, absl::Time now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckTenant(const Quotas& quotas, const QueuePlace& place) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckDeadline(const QueuePlace& place, absl::Time now) const

@@ -51,8 +51,9 @@ bool Commits(End end, CommitMode mode) {
 }
 
 const char* RestoredFrom(const Sequence& sequence) {
-  if (!sequence.lease.has_value() || sequence.lease->base_version == 0) return "none";
+  if (!sequence.lease.has_value()) return "none";
   if (sequence.lease->rebuilt) return "tokens";
+  if (sequence.lease->snapshot == nullptr) return "none";
   return sequence.from_device ? "device" : "host";
 }
 
@@ -75,6 +76,7 @@ void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask
   tenant = request.tenant;
   commit = request.commit;
   prompt_logprobs = request.want_prompt_logprobs;
+  keep_state = request.keep_state;
   stopping = std::move(request.stopping);
   const size_t most = std::min(stopping.max_tokens, kMostReserved);
   StartFromLease(request.separator, request.input, most);
@@ -122,15 +124,15 @@ void Sequence::Follow(const Sequence& leader) {
 void Sequence::StartScore(ScoreRequest request) {
   score = true;
   tenant = request.tenant;
+  keep_state = request.keep_prompt;
   continuation = std::move(request.continuation);
   StartFromLease(request.separator, request.prompt, continuation.size());
-  tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);
+  if (!keep_state) tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);
   prompt_size = static_cast<int64_t>(tokens.size());
 }
 
 int64_t Sequence::prefill_target() const {
-  const bool leave_last = !score && stopping.max_tokens == 0;
-  return std::max<int64_t>(0, prompt_size - (leave_last ? 1 : 0));
+  return std::max<int64_t>(0, prompt_size - (ends_with_input() ? 1 : 0));
 }
 
 Admission::Request Sequence::Wish() const {
@@ -159,10 +161,10 @@ RowDemand Sequence::Demand() const {
   }
   const int64_t end = output_size() > 0 ? static_cast<int64_t>(tokens.size()) : prefill_target();
   demand.remaining = end - consumed;
-  const bool no_logits = !score && stopping.max_tokens == 0;
   const int64_t first_wanted =
       score ? prompt_size - static_cast<int64_t>(continuation.size()) : end - 1;
-  demand.unscored = no_logits ? demand.remaining : std::max<int64_t>(0, first_wanted - consumed);
+  demand.unscored =
+      ends_with_input() ? demand.remaining : std::max<int64_t>(0, first_wanted - consumed);
   return demand;
 }
 

@@ -40,6 +40,7 @@ struct QueuePlace {
   int64_t tokens = 0;        // of its prompt
   int64_t least_output = 0;  // tokens without which it cannot end well
   int64_t most_output = 0;
+  bool exempt = false;  // the server's own: limits do not refuse it
   absl::Time deadline = absl::InfiniteFuture();
   bool must_end = true;  // before the deadline; false: its own max_time ends it earlier
   int32_t due = -1;      // where the queue counts it
@@ -67,9 +68,10 @@ struct Sequence {
   bool score = false;
   int32_t index = 0;  // among the sequences of one request
   bool prompt_logprobs = false;
+  bool keep_state = false;
   CommitMode commit = CommitMode::kNever;
   StoppingOptions stopping;
-  std::vector<int32_t> continuation;  // of a score
+  std::vector<int32_t> continuation;  // of a score; none with keep_state
   QueuePlace queued;
   absl::Time submitted;  // monotonic, as all times here
   absl::Time deadline;
@@ -136,6 +138,8 @@ struct Sequence {
   // Tokens to consume before the first output, or at all when there is none. With max_tokens 0 the
   // last token stays pending, so that the next turn has something to go on from.
   int64_t prefill_target() const;
+  // Nothing is sampled or scored: it ends when the input is taken in, but for its last token.
+  bool ends_with_input() const { return score ? keep_state : stopping.max_tokens == 0; }
   // What it asks of the admission.
   Admission::Request Wish() const;
   // The prompt but for its last token is taken in on its own first: several sequences part there,

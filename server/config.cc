@@ -1,5 +1,6 @@
 #include "server/config.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "absl/strings/ascii.h"
@@ -73,8 +74,17 @@ void AddSource(YamlSchema* s, ModelSource* m) {
   s->Add("vocabulary", &m->vocabulary, "as in model.vocabulary");
 }
 
+void AddPrompt(YamlSchema* s, PromptConfig* p) {
+  s->Add("name", &p->name, "as requests name it");
+  s->Add("text", &p->text, "what they begin with");
+  s->Add("system", &p->system, "the same as a system message of the chat template");
+  s->Add("model", &p->model, "the model that it is for; empty: all");
+}
+
 void AddControl(YamlSchema* s, ServerConfig* c) {
   s->AddRecords<ModelSource>("models", &c->models, AddSource, "models served beside `model`");
+  s->AddRecords<PromptConfig>("prompts", &c->prompts, AddPrompt,
+                              "texts whose state is computed once, for requests to begin with");
   s->Add("control.model_folders", &c->control.model_folders,
          "folders that Control.LoadModel may read; empty: none");
   s->AddBytes("control.memory", &c->control.memory_bytes, Ints(0, int64_t{1} << 50),
@@ -104,6 +114,8 @@ void AddEngine(YamlSchema* s, EngineConfig* e) {
   s->AddSeconds("engine.target_inter_token", &e->target_inter_token_seconds, Reals(0.001, 60),
                 "prompts are cut so that a step takes no longer than this");
   s->Add("engine.output_shards", &e->output_shards, Ints(1, 64), "threads that write answers");
+  s->Add("engine.max_parked", &e->max_parked, Ints(0, 1 << 20),
+         "requests that run but lent their slot; 0: twice the slots");
   s->AddSeconds("engine.stall", &e->stall_seconds, Reals(0.1, 86400),
                 "a step longer than this turns health to NOT_SERVING");
 }
@@ -234,6 +246,31 @@ absl::Status ApplyEnvironment(base::YamlSchema* schema, const char* const* envir
   return absl::OkStatus();
 }
 
+namespace {
+
+absl::Status ValidatePrompts(const std::vector<PromptConfig>& prompts) {
+  constexpr size_t kMostBytes = 128;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const PromptConfig& p = prompts[i];
+    const auto bad = [&](absl::string_view why) {
+      return absl::InvalidArgumentError(absl::StrCat("prompts[", i, "] ('", p.name, "') ", why));
+    };
+    const bool printable = std::none_of(p.name.begin(), p.name.end(), absl::ascii_iscntrl);
+    if (p.name.empty() || p.name.size() > kMostBytes || !printable) {
+      return bad("must have a name of at most 128 bytes without control characters");
+    }
+    if (p.text.empty() == p.system.empty()) return bad("must have either text or system");
+    for (size_t j = 0; j < i; ++j) {
+      const bool both = p.model.empty() || prompts[j].model.empty() || p.model == prompts[j].model;
+      if (both && p.name == prompts[j].name)
+        return bad(absl::StrCat("has the name of prompts[", j, "]"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Validate(const ServerConfig& c) {
   if (c.defaults.max_tokens > c.limits.max_tokens) {
     return absl::InvalidArgumentError(absl::StrCat("defaults.max_tokens (", c.defaults.max_tokens,
@@ -251,6 +288,7 @@ absl::Status Validate(const ServerConfig& c) {
         c.engine.slots, "): each running request needs one token a step"));
   }
   SKEIN_RETURN_IF_ERROR(ValidateSecurity(c.listen, c.auth));
+  SKEIN_RETURN_IF_ERROR(ValidatePrompts(c.prompts));
   double last = 0;
   for (double bucket : c.metrics.latency_buckets) {
     if (!(bucket > last)) {
@@ -270,6 +308,7 @@ engine::EngineOptions ServerConfig::ToEngineOptions() const {
   o.target_inter_token = absl::Seconds(engine.target_inter_token_seconds);
   o.max_queued = static_cast<int32_t>(limits.queued);
   o.max_queued_tokens = limits.queued_tokens;
+  o.max_parked = static_cast<int32_t>(engine.max_parked);
   o.output_shards = static_cast<int32_t>(engine.output_shards);
   o.slow_reader_limit = absl::Seconds(limits.outbox_age_seconds);
   o.stall_limit = absl::Seconds(engine.stall_seconds);

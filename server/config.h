@@ -80,6 +80,16 @@ struct ControlConfig {
   int64_t memory_bytes = 0;                             // for this process; 0: what there is
 };
 
+// A text that requests may begin with; its state is computed once for each model.
+struct PromptConfig {
+  std::string name;
+  std::string text;    // as it is
+  std::string system;  // or a system message, which the model's chat template renders
+  std::string model;   // the name of the one that it is for; empty: all
+
+  bool operator==(const PromptConfig&) const = default;
+};
+
 struct CpuConfig {
   int64_t threads = 0;
   std::string tier;
@@ -91,6 +101,7 @@ struct EngineConfig {
   int64_t max_prefill_chunk = 256;
   double target_inter_token_seconds = 0.05;
   int64_t output_shards = 1;
+  int64_t max_parked = 0;  // 0: twice the slots
   double stall_seconds = 10;
 };
 
@@ -156,6 +167,7 @@ struct ServerConfig {
   AuthConfig auth;
   ModelSource model;                // the default
   std::vector<ModelSource> models;  // beside it
+  std::vector<PromptConfig> prompts;
   ControlConfig control;
   CpuConfig cpu;
   EngineConfig engine;

@@ -65,15 +65,25 @@ grpc::ServerUnaryReactor* ConversationsService::Create(Context* context, const B
       services_, {kName, "Create"}, context, in, out,
       [this](const Call& call, const v1::CreateConversationRequest& request,
              v1::Conversation* response) -> absl::Status {
-        if (request.has_prompt_state()) return NotBuilt("prompt_state");
         FieldViolations bad;
         CheckId(request.id(), "id", kMaxId, /*allow_empty=*/true, &bad);
-        const engine::NewConversation made = Made(call, request, &bad);
+        engine::NewConversation made = Made(call, request, &bad);
+        if (request.has_prompt_state() && request.prompt_state().empty()) {
+          bad.Add("prompt_state", "is empty");
+        }
+        if (!request.model().empty() && !request.has_prompt_state()) {
+          bad.Add("model", "needs a prompt_state");
+        }
         const v1::ForkSource& from = request.conversation();
         if (request.has_conversation()) {
           CheckId(from.conversation_id(), "conversation.conversation_id", kMaxId, false, &bad);
         }
         if (!bad.empty()) return bad.ToStatus();
+        if (request.has_prompt_state()) {
+          SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
+          SKEIN_ASSIGN_OR_RETURN(made.prompt, model.instance().prompts.Find(
+                                                  request.prompt_state(), model.instance().name()));
+        }
         if (!request.has_conversation()) {
           SKEIN_ASSIGN_OR_RETURN(const engine::ConversationInfo info,
                                  store().Create(KeyOf(call, request.id()), made));

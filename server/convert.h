@@ -85,6 +85,8 @@ class Converter {
   const ServedModel& model_;
 };
 
+inline constexpr size_t kMaxRequestId = 128;
+
 // At most 256 bytes, no control characters; `allow_empty` where the server may choose.
 void CheckId(absl::string_view id, absl::string_view field, size_t max_bytes, bool allow_empty,
              FieldViolations* violations);

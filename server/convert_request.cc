@@ -10,7 +10,6 @@
 namespace skein::server {
 namespace {
 
-constexpr size_t kMaxRequestId = 128;
 constexpr size_t kMaxConversationId = 256;
 
 void CheckEnums(const v1::GenerateRequest& in, FieldViolations* bad) {
@@ -109,7 +108,8 @@ absl::StatusOr<GenerateCommand> Converter::ToEngine(const v1::GenerateRequest& i
   if (!bad.empty()) return bad.ToStatus();
 
   SKEIN_ASSIGN_OR_RETURN(Input input, FromInput(in, command.output.thinking));
-  if (input.tokens.empty() && in.conversation_id().empty()) {
+  const bool nothing_before = in.conversation_id().empty() && in.prompt_state().empty();
+  if (input.tokens.empty() && nothing_before) {
     return BadField("input", "is empty, and there is no conversation to go on with");
   }
   out.input = std::move(input.tokens);

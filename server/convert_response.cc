@@ -159,6 +159,7 @@ v1::Version Converter::ToProto(const engine::VersionInfo& version) const {
   out.mutable_output_token_ids()->Add(version.output.begin(), version.output.end());
   out.set_has_state(version.has_state);
   out.set_model_fingerprint(FingerprintText(version.model_fingerprint));
+  out.set_prompt_state(version.prompt_state);
   return out;
 }
 

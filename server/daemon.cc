@@ -184,14 +184,12 @@ absl::StatusOr<ReloadPlan> Daemon::TryReload() {
   ReloadPlan plan = PlanReload(*config_.Get(), loaded.config);
   // What can fail comes first; each keeps what it has when it fails.
   SKEIN_ASSIGN_OR_RETURN(const auto clients, LoadClients(plan.config.auth));
-  SKEIN_RETURN_IF_ERROR(grpc_->ReplaceCertificates(plan.config.listen.tls));
-  SKEIN_RETURN_IF_ERROR(Configure(plan.config.auth, &auth_));
+  SKEIN_RETURN_IF_ERROR(manager_->Reconfigure(plan.config, [&] {
+    SKEIN_RETURN_IF_ERROR(grpc_->ReplaceCertificates(plan.config.listen.tls));
+    return Configure(plan.config.auth, &auth_);
+  }));
   SetLogLevel(plan.config.log);
-  config_.Set(plan.config);
   conversations_.SetLimits(plan.config.ToStoreOptions());
-  for (const auto& instance : models_->All()) {
-    instance->engine->SetLimits(plan.config.ToEngineOptions());
-  }
   ServerConfig present = plan.config;
   metrics_.ConfigReloaded(true, Sha256(MakeSchema(&present).Print()));
   return plan;

@@ -8,6 +8,7 @@
 #include "server/request_fingerprint.h"
 #include "server/score_call.h"
 #include "server/status.h"
+#include "server/wire.h"
 
 namespace skein::server {
 namespace {
@@ -29,17 +30,32 @@ absl::Status CheckRoom(Call* call) {
   return status;
 }
 
+// A retry of a request that runs, or whose result is kept, needs no room. Told by the first bytes.
+bool IsKnown(const Call& call, const grpc::ByteBuffer& in) {
+  const std::string id =
+      LeadingString(in, v1::GenerateRequest::kRequestIdFieldNumber, kMaxRequestId);
+  return !id.empty() && call.services().requests->Find(call.principal().tenant, id).ok();
+}
+
 }  // namespace
 
 Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   Call call(services_, {kName, "Generate"}, context);
-  if (absl::Status s = CheckRoom(&call); !s.ok()) return Refuse(std::move(call), s, "");
+  if (absl::Status s = CheckRoom(&call); !s.ok() && !IsKnown(call, *in)) {
+    return Refuse(std::move(call), s, "");
+  }
   v1::GenerateRequest proto;
   if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
   if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
   absl::StatusOr<GenerateCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
+
+  if (!proto.prompt_state().empty()) {
+    auto prompt = model->instance().prompts.Find(proto.prompt_state(), model->instance().name());
+    if (!prompt.ok()) return Refuse(std::move(call), prompt.status(), proto.request_id());
+    command->request.prompt = *std::move(prompt);
+  }
 
   RequestSpec spec;
   spec.tenant = call.principal().tenant;

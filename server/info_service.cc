@@ -56,7 +56,7 @@ grpc::ServerUnaryReactor* InfoService::ListModels(Context* context, const Bytes*
         const std::string first = services_.models->default_name();
         for (const auto& [name, instance] : services_.models->Named()) {
           v1::Model* model = response->add_models();
-          *model = instance->description;
+          *model = instance->Describe();
           model->set_is_default(name == first);
           // The default comes first.
           if (model->is_default())

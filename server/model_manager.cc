@@ -30,6 +30,7 @@ absl::Status NameTaken(const std::string& name) {
 }  // namespace
 
 void ModelManager::Stop() {
+  prompts_.Stop();
   absl::MutexLock lock(&mu_);
   stopping_ = true;
 }
@@ -106,10 +107,10 @@ absl::Status ModelManager::CheckRoom(const ModelSource& source, const ServerConf
   SKEIN_ASSIGN_OR_RETURN(const int64_t needed, EstimateBytes(source, config));
   const int64_t room = MemoryRoom(config.control.memory_bytes);
   if (needed <= room) return absl::OkStatus();
-  return base::MakeStatus(
+  return base::WaitingDoesNotHelp(base::MakeStatus(
       absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
       absl::StrCat("the model needs up to ", MiB(needed), " beside what is loaded; ", MiB(room),
-                   " are left: unload one, or use fewer slots or bf16"));
+                   " are left: unload one, or use fewer slots or bf16")));
 }
 
 absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool replace,
@@ -122,13 +123,45 @@ absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool
       [this, listener] { return StillWanted(*listener).ok(); });
   SKEIN_RETURN_IF_ERROR(StillWanted(*listener));
   if (!loaded.ok()) return loaded.status();
-  std::unique_ptr<ServedInstance> instance = *std::move(loaded);
-  v1::Model description = instance->description;
-  // Limits may have been reloaded meanwhile.
-  instance->engine->SetLimits(config_.Get()->ToEngineOptions());
-  if (!lifecycle_.Serve(&instance, replace)) return NameTaken(source.Name());
+  v1::Model description = (*loaded)->Describe();
+  SKEIN_RETURN_IF_ERROR(GoLive(*std::move(loaded), replace));
   description.set_is_default(models_.default_name() == description.name());
   return description;
+}
+
+absl::Status ModelManager::GoLive(std::unique_ptr<ServedInstance> instance, bool replace) {
+  absl::MutexLock lock(&publish_mu_);
+  // They may have been reloaded meanwhile.
+  const std::shared_ptr<const ServerConfig> config = config_.Get();
+  SKEIN_ASSIGN_OR_RETURN(
+      PromptStates::Map prompts,
+      instance->prompts.Declare(config->prompts, instance->served, instance->engine->tag()));
+  instance->prompts.Set(std::move(prompts));
+  instance->engine->SetLimits(config->ToEngineOptions());
+  const std::string name = instance->name();
+  if (!lifecycle_.Serve(&instance, replace)) return NameTaken(name);
+  prompts_.Wake();
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::Reconfigure(const ServerConfig& config,
+                                       absl::FunctionRef<absl::Status()> apply) {
+  absl::MutexLock lock(&publish_mu_);
+  std::vector<std::pair<ModelRegistry::Ref, PromptStates::Map>> prompts;
+  for (auto& [name, instance] : models_.Named()) {
+    SKEIN_ASSIGN_OR_RETURN(
+        PromptStates::Map states,
+        instance->prompts.Declare(config.prompts, instance->served, instance->engine->tag()));
+    prompts.emplace_back(instance, std::move(states));
+  }
+  SKEIN_RETURN_IF_ERROR(apply());
+  config_.Set(config);
+  for (auto& [instance, states] : prompts) instance->prompts.Set(std::move(states));
+  for (const auto& instance : models_.All()) {
+    instance->engine->SetLimits(config.ToEngineOptions());
+  }
+  prompts_.Wake();
+  return absl::OkStatus();
 }
 
 absl::Status ModelManager::StillWanted(const LoadListener& listener) const {

@@ -8,12 +8,14 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "server/lifecycle.h"
 #include "server/live_config.h"
 #include "server/model_registry.h"
+#include "server/prompt_computer.h"
 
 namespace skein::server {
 
@@ -31,14 +33,19 @@ class LoadListener {
 class ModelManager {
  public:
   // All outlive it.
-  ModelManager(const LiveConfig& config, engine::ConversationStore& conversations, Metrics& metrics,
+  ModelManager(LiveConfig& config, engine::ConversationStore& conversations, Metrics& metrics,
                ModelRegistry& models, Lifecycle& lifecycle)
       : config_(config),
         conversations_(conversations),
         metrics_(metrics),
         models_(models),
-        lifecycle_(lifecycle) {}
+        lifecycle_(lifecycle),
+        prompts_(models) {}
   ~ModelManager();
+
+  // Puts a changed configuration in force for the models: limits and prompt states, which are
+  // computed later. `apply` does the rest, and what it refuses changes nothing here.
+  absl::Status Reconfigure(const ServerConfig& config, absl::FunctionRef<absl::Status()> apply);
 
   // A load that is under way ends soon and its model does not go live; no other one begins.
   void Stop();
@@ -61,16 +68,20 @@ class ModelManager {
  private:
   absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
                                      LoadListener* listener);
+  absl::Status GoLive(std::unique_ptr<ServedInstance> instance, bool replace);
   absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config) const;
   absl::Status StillWanted(const LoadListener& listener) const;
   absl::Status CheckName(const std::string& name, bool replace) const;
 
   // Constant after construction, with their own synchronisation.
-  const LiveConfig& config_;
+  LiveConfig& config_;
   engine::ConversationStore& conversations_;
   Metrics& metrics_;
   ModelRegistry& models_;
   Lifecycle& lifecycle_;
+  PromptComputer prompts_;
+  // Between the configuration as a model goes live with it and as it is in force.
+  absl::Mutex publish_mu_;
 
   mutable absl::Mutex mu_;
   bool loading_ ABSL_GUARDED_BY(mu_) = false;

@@ -21,7 +21,7 @@ struct ModelMetrics::Series {
     const auto latency = [&](MetricFamilies::Histograms& family) {
       return &family.Add(labels, f.latency_buckets);
     };
-    cached_tokens = &f.cached_tokens.Add(with("source", "conversation"));
+    f.cached_tokens.Add(with("source", "conversation"));
     hits = &f.state_hits.Add(with("tier", "host"));
     device_hits = &f.state_hits.Add(with("tier", "device"));
     misses = &f.state_misses.Add(with("reason", "evicted"));
@@ -43,7 +43,7 @@ struct ModelMetrics::Series {
     parkings = &f.state_evictions.Add({{"model", model}, {"from", "device"}, {"to", "host"}});
   }
 
-  Counter *cached_tokens, *hits, *device_hits, *misses, *parkings;
+  Counter *hits, *device_hits, *misses, *parkings;
   Histogram *ttft, *itl, *tpot, *e2e, *queue, *prefill, *decode, *gap, *batch, *tokens;
   Histogram *step_decode, *step_prefill, *step_mixed, *to_device, *to_host;
 };
@@ -122,7 +122,10 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
     absl::MutexLock lock(&mu_);
     TenantOf(r.tenant).prompt_tokens->Increment(static_cast<double>(r.usage.prompt_tokens));
   }
-  s.cached_tokens->Increment(static_cast<double>(r.usage.reused_tokens));
+  if (r.usage.reused_tokens > 0) {
+    families_->cached_tokens.Add({{"model", model_}, {"source", r.reused_from}})
+        .Increment(static_cast<double>(r.usage.reused_tokens));
+  }
   if (!r.restored_from.empty()) {
     families_->state_restores.Add({{"model", model_}, {"from", r.restored_from}}).Increment();
   }

@@ -11,6 +11,7 @@ namespace {
 constexpr size_t kAtOnce = 8;  // continuations of one call in the engine
 
 std::string PartId(const std::string& id, size_t part) { return absl::StrCat(id, "#score", part); }
+std::string PromptId(const std::string& id) { return absl::StrCat(id, "#prompt"); }
 
 }  // namespace
 
@@ -27,6 +28,22 @@ class ScoreCall::Part final : public engine::ScoreSink {
   const size_t index_;
 };
 
+// The same for the prompt.
+class ScoreCall::Prompt final : public engine::ScoreSink {
+ public:
+  explicit Prompt(std::shared_ptr<ScoreCall> call) : call_(std::move(call)) {}
+  void OnScores(const engine::ScoreEvent&) override {}
+  void OnPrompt(std::shared_ptr<const engine::ScorePrompt> prompt) override {
+    prompt_ = std::move(prompt);
+  }
+  void OnFinished(const engine::Usage&) override { call_->OnPrompt(std::move(prompt_)); }
+  void OnError(const absl::Status& status) override { call_->OnPartError(status); }
+
+ private:
+  const std::shared_ptr<ScoreCall> call_;
+  std::shared_ptr<const engine::ScorePrompt> prompt_;
+};
+
 // The engine's ids are ours alone, so that they clash with no other request.
 ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t max_unsent)
     : StreamCall(std::move(call)),
@@ -36,28 +53,72 @@ ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t ma
       max_unsent_(max_unsent),
       results_(command_.continuations.size()) {}
 
-absl::Status ScoreCall::Start() { return SubmitMore(); }
+absl::Status ScoreCall::Start() {
+  const engine::ScoreRequest& prototype = command_.prototype;
+  const bool shared = command_.continuations.size() > 1 &&
+                      (prototype.prompt.size() > 1 || !prototype.conversation_id.empty());
+  if (shared) {
+    absl::MutexLock lock(&mu_);
+    leave_ = model_.engine().LeaveToKeepPrompt();
+    if (leave_ != nullptr) return SubmitPrompt();
+  }
+  return SubmitMore();
+}
+
+absl::Status ScoreCall::SubmitPrompt() {
+  engine::ScoreRequest request = command_.prototype;
+  request.tenant = call().principal().tenant;
+  request.quotas = call().principal().quotas;
+  request.request_id = PromptId(request_id_);
+  request.deadline = call().deadline();
+  request.keep_prompt = true;
+  auto self = std::static_pointer_cast<ScoreCall>(shared_from_this());
+  return model_.engine().Submit(std::move(request), std::make_shared<Prompt>(std::move(self)));
+}
+
+void ScoreCall::OnPrompt(std::shared_ptr<const engine::ScorePrompt> prompt) {
+  {
+    absl::MutexLock lock(&mu_);
+    prompt_ = std::move(prompt);
+  }
+  if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
+}
+
+engine::ScoreRequest ScoreCall::PartRequest(size_t part) const {
+  engine::ScoreRequest request;
+  if (prompt_ == nullptr) {
+    request = command_.prototype;
+  } else {
+    request.after = prompt_;
+  }
+  request.tenant = call().principal().tenant;
+  request.quotas = call().principal().quotas;
+  request.request_id = PartId(request_id_, part);
+  request.continuation = command_.continuations[part];
+  request.deadline = call().deadline();
+  // What was accepted is not refused half way: it always has one place.
+  request.exempt = running_ == 0 && (part > 0 || prompt_ != nullptr);
+  return request;
+}
 
 absl::Status ScoreCall::SubmitMore() {
   // Under the lock, so that parts are taken in order; Submit never waits for a sink.
   absl::MutexLock lock(&mu_);
   while (!stopped_ && running_ < kAtOnce && unsent_ < max_unsent_ &&
          submitted_ < command_.continuations.size()) {
-    engine::ScoreRequest request = command_.prototype;
-    request.tenant = call().principal().tenant;
-    request.quotas = call().principal().quotas;
-    request.request_id = PartId(request_id_, submitted_);
-    request.continuation = command_.continuations[submitted_];
-    request.deadline = call().deadline();
     auto self = std::static_pointer_cast<ScoreCall>(shared_from_this());
     absl::Status status = model_.engine().Submit(
-        std::move(request), std::make_shared<Part>(std::move(self), submitted_));
+        PartRequest(submitted_), std::make_shared<Part>(std::move(self), submitted_));
     if (!status.ok()) {
       // The queue is full: the next part that ends tries again.
       return running_ > 0 && absl::IsResourceExhausted(status) ? absl::OkStatus() : status;
     }
     ++submitted_;
     ++running_;
+  }
+  if (submitted_ == command_.continuations.size() && prompt_ != nullptr) {
+    prompt_ = nullptr;
+    leave_ = nullptr;
   }
   return absl::OkStatus();
 }
@@ -141,6 +202,7 @@ void ScoreCall::Stop() {
     stopped_ = true;
     submitted = submitted_;
   }
+  model_.engine().Cancel(PromptId(request_id_), /*by_client=*/false);
   for (size_t part = 0; part < submitted; ++part) {
     model_.engine().Cancel(PartId(request_id_, part), /*by_client=*/false);
   }

@@ -1,6 +1,7 @@
 #pragma once
-// One running Score: each continuation is one engine request; a few run at once, the answers leave
-// in order. While a reader is behind by limits.outbox_tokens no more of them start.
+// One running Score: the prompt is one engine request, and each continuation is one that starts
+// from the state after it; a few run at once, the answers leave in order. While a reader is behind
+// by limits.outbox_tokens no more of them start.
 
 #include <deque>
 #include <memory>
@@ -15,11 +16,13 @@ namespace skein::server {
 class ScoreCall final : public StreamCall<v1::ScoreResponse> {
  public:
   ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t max_unsent);
-  // Submits the first continuations. An error means that none is running: refuse the call.
+  // Submits the prompt, or the first continuations. An error means that nothing is running: refuse
+  // the call.
   absl::Status Start();
 
  private:
   class Part;
+  class Prompt;
 
   struct Result {
     std::vector<float> logprobs;
@@ -36,6 +39,9 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   // Submits while there is room; returns the refusal when nothing is running, so nobody would try
   // again.
   absl::Status SubmitMore();
+  absl::Status SubmitPrompt();
+  engine::ScoreRequest PartRequest(size_t part) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnPrompt(std::shared_ptr<const engine::ScorePrompt> prompt);
   void OnScores(size_t part, const engine::ScoreEvent& event);
   void OnPartDone(size_t part);
   void OnPartError(const absl::Status& status);
@@ -55,6 +61,9 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   size_t written_ ABSL_GUARDED_BY(mu_) = 0;  // and by it to the transport
   int64_t unsent_ ABSL_GUARDED_BY(mu_) = 0;  // tokens of those that are done and not written
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
+  // Taken in for all continuations, until the last one has been submitted; null: each takes it in.
+  std::shared_ptr<const engine::ScorePrompt> prompt_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const void> leave_ ABSL_GUARDED_BY(mu_);  // to keep it
 };
 
 }  // namespace skein::server

@@ -9,6 +9,7 @@
 #include "engine/base/check.h"
 #include "engine/checkpoint.h"
 #include "nlohmann/json.hpp"
+#include "server/prompt_computer.h"
 
 namespace skein::server {
 namespace {
@@ -89,7 +90,18 @@ absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
 }  // namespace
 
 int64_t ServedInstance::bytes() const {
-  return model->weight_bytes() + engine->gauges().slots * description.state_bytes();
+  const int64_t states = engine->gauges().slots + std::ssize(prompts.all());
+  return model->weight_bytes() + states * description.state_bytes();
+}
+
+v1::Model ServedInstance::Describe() const {
+  v1::Model out = description;
+  for (const auto& [name, state] : prompts.all()) {
+    v1::PromptState* shown = out.add_prompt_states();
+    shown->set_name(name);
+    shown->set_tokens(std::ssize(state->tokens));
+  }
+  return out;
 }
 
 ServedInstance::~ServedInstance() {
@@ -107,7 +119,8 @@ absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerCon
   const int64_t floats_of_a_slot = model->state_floats() + model->V;  // and its logits
   const int64_t floats_of_a_token = 32 * int64_t{model->C} + model->F;
   return weights + weights / kLoadShare + kLoadBytes +
-         4 * (options.slots * floats_of_a_slot + options.max_step_tokens * floats_of_a_token);
+         4 * (options.slots * floats_of_a_slot + options.max_step_tokens * floats_of_a_token +
+              std::ssize(config.prompts) * model->state_floats());
 }
 
 absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
@@ -133,7 +146,7 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
   options.max_rows = engine_options.slots;
   options.max_logits = engine_options.slots;
   options.progress = std::move(progress);
-  options.wanted = std::move(wanted);
+  options.wanted = wanted;
   auto model = engine::Model::Load(*checkpoint, *out->device, options);
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   out->model = *std::move(model);
@@ -149,6 +162,10 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
       out->engine, engine::Engine::Create(*out->model, *out->device, *out->tokenizer, fingerprint,
                                           engine_options, parts.conversations, out->meter.get()));
   out->metrics->Attach(out->engine.get(), d.state_bytes());
+  SKEIN_ASSIGN_OR_RETURN(PromptStates::Map prompts,
+                         out->prompts.Declare(config.prompts, out->served, out->engine->tag()));
+  out->prompts.Set(std::move(prompts));
+  SKEIN_RETURN_IF_ERROR(ComputePrompts(out.get(), [&] { return !wanted || wanted(); }));
   return out;
 }
 

@@ -16,12 +16,13 @@
 #include "server/convert.h"
 #include "server/load_meter.h"
 #include "server/metrics.h"
+#include "server/prompt_states.h"
 #include "skein/v1/info.pb.h"
 
 namespace skein::server {
 
-// Constant once loaded, but for the engine, which is thread-safe. In the order of construction:
-// each member needs those before it.
+// Constant once loaded, but for the engine and the prompt states, which are thread-safe. In the
+// order of construction: each member needs those before it.
 struct ServedInstance {
   ServedInstance() = default;
   // Ends what still runs.
@@ -30,8 +31,10 @@ struct ServedInstance {
   ServedInstance& operator=(const ServedInstance&) = delete;
 
   const std::string& name() const { return served.name; }
-  // What it holds on the device: weights, slots.
+  // What it holds: weights, slots, prompt states.
   int64_t bytes() const;
+  // As clients see it: `description` and the prompt states.
+  v1::Model Describe() const;
 
   std::string path;
   std::unique_ptr<kernels::Device> device;
@@ -43,6 +46,7 @@ struct ServedInstance {
   std::unique_ptr<ModelMetrics> metrics;
   std::unique_ptr<LoadMeter> meter;
   std::unique_ptr<engine::Engine> engine;
+  PromptStates prompts;
 };
 
 // What one instance shares with others; all of it outlives the instance.

@@ -132,7 +132,8 @@ std::string ReasonOf(const absl::Status& status) {
 bool IsRetryable(const absl::Status& status) {
   // A slow reader gains nothing from sending its request again by itself.
   return absl::IsUnavailable(status) ||
-         (absl::IsResourceExhausted(status) && base::Reason(status) != "SLOW_READER");
+         (absl::IsResourceExhausted(status) && base::Reason(status) != "SLOW_READER" &&
+          !status.GetPayload(base::kNoRetryPayload).has_value());
 }
 
 google::rpc::Status ToRpc(const absl::Status& status, absl::Duration retry_delay) {

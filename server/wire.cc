@@ -68,6 +68,18 @@ std::string FindInvalidUtf8(const Descriptor& type, absl::string_view bytes) {
   return "";
 }
 
+std::string LeadingString(const grpc::ByteBuffer& bytes, int field, size_t max) {
+  grpc::ByteBuffer copy = bytes;  // shares the slices
+  grpc::ProtoBufferReader reader(&copy);
+  if (!reader.status().ok()) return "";
+  CodedInputStream in(&reader);
+  const uint32_t tag = WireFormatLite::MakeTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  uint32_t size = 0;
+  std::string value;
+  if (in.ReadTag() != tag || !in.ReadVarint32(&size) || size > max) return "";
+  return in.ReadString(&value, static_cast<int>(size)) ? value : "";
+}
+
 absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message* message) {
   {
     grpc::ByteBuffer copy = bytes;  // shares the slices

@@ -35,6 +35,13 @@ inline std::string Reason(const absl::Status& status) {
   return payload.has_value() ? std::string(*payload) : std::string();
 }
 
+// Of a limit that time does not lift: no RetryInfo goes with it.
+inline constexpr char kNoRetryPayload[] = "skein.no_retry";
+inline absl::Status WaitingDoesNotHelp(absl::Status status) {
+  status.SetPayload(kNoRetryPayload, absl::Cord());
+  return status;
+}
+
 inline void SetMetadata(absl::Status* status, absl::string_view key, absl::string_view value) {
   status->SetPayload(absl::StrCat(kMetadataPrefix, key), absl::Cord(value));
 }

@@ -23,8 +23,8 @@ struct Turn {
   std::vector<int32_t> input;
   std::vector<int32_t> output;
   std::string finish_reason;
-  absl::Time time;
-  uint64_t model = 0;  // fingerprint of the weights that made it
+  std::string prompt_state;  // it is that declared one, not a turn of a request
+  uint64_t model = 0;        // fingerprint of the weights that made it
   Tenant* payer = nullptr;
 
   int64_t tokens() const { return static_cast<int64_t>(input.size() + output.size()); }
@@ -38,6 +38,7 @@ struct Turn {
 struct Version {
   int64_t parent = 0;
   int64_t tokens = 0;  // of the whole conversation up to here
+  absl::Time time;     // wall clock
   std::shared_ptr<const Turn> turn;
   SnapshotCache::CellRef cell;  // null: never had a state of its own, or dropped by `history`
 

@@ -12,7 +12,12 @@ namespace {
 
 using base::MakeStatus;
 
-constexpr int64_t kLastTokens = 16;  // enough to see a template's separator at the end
+absl::Status NotEmpty(const ConversationKey& key, int64_t base) {
+  return MakeStatus(
+      absl::StatusCode::kFailedPrecondition, "CONVERSATION_NOT_EMPTY",
+      absl::StrCat("a prompt state begins a conversation, and '", key.id, "' is at version ", base,
+                   "; leave prompt_state out to go on, or set base_version 0"));
+}
 
 // Whether this model may go on from this version.
 absl::Status CheckModel(const ConversationKey& key, const Conversation& conversation, int64_t base,
@@ -39,6 +44,12 @@ absl::Status CheckModel(const ConversationKey& key, const Conversation& conversa
 
 absl::Status ConversationStore::Impl::RoomFor(const std::string& tenant, const Quotas& quotas,
                                               int64_t conversations, int64_t bytes) const {
+  absl::Status room = CheckRoom(tenant, quotas, conversations, bytes);
+  return room.ok() ? room : base::WaitingDoesNotHelp(std::move(room));
+}
+
+absl::Status ConversationStore::Impl::CheckRoom(const std::string& tenant, const Quotas& quotas,
+                                                int64_t conversations, int64_t bytes) const {
   if (static_cast<int64_t>(conversations_.size()) + conversations > options_.max_conversations) {
     return MakeStatus(absl::StatusCode::kResourceExhausted, "CONVERSATION_LIMIT",
                       absl::StrCat("the server keeps at most ", options_.max_conversations,
@@ -110,6 +121,9 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
   lease.quotas = request.quotas;
   lease.base_version = base;
   lease.tokens = conversation.TokensAt(base);
+  if (base == 0 && request.prompt != nullptr) {
+    BeginWith(request.prompt, request.want_all_tokens, &lease);
+  }
   if (base == 0) return lease;
   const int64_t limit = request.pending == Pending::kAtLeastOne ? lease.tokens - 1 : lease.tokens;
   const SnapshotCache::CellRef cell =
@@ -139,6 +153,7 @@ absl::StatusOr<int64_t> ConversationStore::Impl::LeaseBase(const LeaseRequest& r
   }
   const int64_t base = request.base_version.value_or(head);
   if (!exists && base != 0) return NoSuchVersion(key, base);
+  if (base != 0 && request.prompt != nullptr) return NotEmpty(key, base);
   if (!exists) return 0;
   SKEIN_RETURN_IF_ERROR(Base(*it, base).status());
   SKEIN_RETURN_IF_ERROR(
@@ -195,19 +210,22 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   turn->input = std::move(input);
   turn->output = std::move(output);
   turn->finish_reason = std::string(finish_reason);
-  turn->time = options_.wall_now();
   turn->model = lease.model.fingerprint;
   std::lock_guard<std::mutex> lock(mu_);
   const Map::iterator it = conversations_.find(lease.key);
   SKEIN_CHECK(it != conversations_.end() && it->second.busy);
   Conversation& conversation = it->second;
   Tenant& tenant = tenants_.at(lease.key.tenant);
-  SKEIN_RETURN_IF_ERROR(RoomFor(lease.key.tenant, lease.quotas, 0, kVersionBytes + turn->bytes()));
+  SKEIN_RETURN_IF_ERROR(RoomFor(lease.key.tenant, lease.quotas, 0,
+                                kVersionBytes + turn->bytes() + PromptBytes(lease.prompt)));
   Pay(&tenant, kVersionBytes + turn->bytes());
   turn->payer = &tenant;
 
   Version version;
-  version.parent = lease.base_version;
+  version.parent = lease.prompt == nullptr
+                       ? lease.base_version
+                       : AddPrompt(lease.prompt, &tenant, &conversation, &garbage);
+  version.time = options_.wall_now();
   version.tokens = lease.tokens + turn->tokens();
   version.turn = std::move(turn);
   if (snapshot != nullptr) {

@@ -1,7 +1,7 @@
 #pragma once
 // The conversation store's own class: reserving and committing are in conversation_store.cc,
 // the line for a busy conversation in wait_for_conversation.cc, what goes away in
-// expire_conversations.cc, managing in manage_conversations.cc.
+// expire_conversations.cc, managing in manage_conversations.cc, beginnings in prompt_versions.cc.
 
 #include <cstdint>
 #include <map>
@@ -34,6 +34,11 @@ struct Tenant {
   SnapshotCache::Account states;
   Tombstones tombstones;
 };
+
+inline constexpr int64_t kLastTokens = 16;  // enough to see a template's separator at the end
+
+// Of an empty conversation, or of none: what the prompt state brings.
+void BeginWith(std::shared_ptr<const PromptState> prompt, bool want_all_tokens, Lease* lease);
 
 // Messages show the id alone: the client knows its tenant.
 inline absl::Status NoSuchVersion(const ConversationKey& key, int64_t version) {
@@ -98,11 +103,19 @@ class ConversationStore::Impl {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RoomFor(const std::string& tenant, const Quotas& quotas, int64_t conversations,
                        int64_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckRoom(const std::string& tenant, const Quotas& quotas, int64_t conversations,
+                         int64_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Entry& Insert(ConversationKey key, absl::Duration ttl) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Pay(Tenant* tenant, int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ShrinkToQuota(Tenant* tenant, const Quotas& quotas, Garbage* garbage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<int64_t> Base(const Entry& entry, std::optional<int64_t> version) const;
+  // A version of its own, parent 0. Returns its id.
+  int64_t AddPrompt(const std::shared_ptr<const PromptState>& prompt, Tenant* tenant,
+                    Conversation* conversation, Garbage* garbage)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What AddPrompt adds to the memory for tokens, at most.
+  static int64_t PromptBytes(const std::shared_ptr<const PromptState>& prompt);
   Lease MakeLease(const Entry& entry, int64_t base, const LeaseRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void KeepNewestStates(Conversation* conversation, Garbage* garbage)
@@ -142,6 +155,15 @@ class ConversationStore::Impl {
   mutable std::mutex mu_;
   std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mu_);  // outlive what they pay for
   Map conversations_ ABSL_GUARDED_BY(mu_);
+  // What conversations that begin with the same prompt state share; it is paid for once, by nobody
+  // in particular.
+  struct SharedPrompt {
+    std::weak_ptr<const PromptState> prompt;
+    std::weak_ptr<const Turn> turn;
+    std::weak_ptr<SnapshotCache::Cell> cell;
+  };
+  std::vector<SharedPrompt> prompts_ ABSL_GUARDED_BY(mu_);
+  Tenant prompt_payer_ ABSL_GUARDED_BY(mu_);
   SnapshotCache cache_ ABSL_GUARDED_BY(mu_);
   WaitingLines lines_ ABSL_GUARDED_BY(mu_);
   ExpiryOrder expiries_ ABSL_GUARDED_BY(mu_);

@@ -56,9 +56,16 @@ absl::StatusOr<ConversationInfo> ConversationStore::Impl::Create(const Conversat
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mu_);
   if (Find(key, &garbage) != conversations_.end()) return Exists(key.id);
-  SKEIN_RETURN_IF_ERROR(RoomFor(key.tenant, made.quotas, 1, kConversationBytes));
-  return Describe(
-      Insert({key.tenant, key.id.empty() ? RandomId() : key.id}, made.ttl.value_or(options_.ttl)));
+  SKEIN_RETURN_IF_ERROR(
+      RoomFor(key.tenant, made.quotas, 1, kConversationBytes + PromptBytes(made.prompt)));
+  Entry& entry =
+      Insert({key.tenant, key.id.empty() ? RandomId() : key.id}, made.ttl.value_or(options_.ttl));
+  if (made.prompt != nullptr) {
+    Conversation& conversation = entry.second;
+    conversation.head = AddPrompt(made.prompt, &tenants_.at(key.tenant), &conversation, &garbage);
+    conversation.vocabulary = made.prompt->model.vocabulary;
+  }
+  return Describe(entry);
 }
 
 absl::StatusOr<ConversationInfo> ConversationStore::Impl::Get(const ConversationKey& key) {
@@ -82,8 +89,8 @@ absl::StatusOr<std::vector<VersionInfo>> ConversationStore::Impl::History(
     const Version& version = it->second;
     tokens -= version.turn->tokens();
     history.push_back({it->first, version.parent, version.turn->input, version.turn->output,
-                       version.turn->finish_reason, version.turn->time, version.tokens,
-                       version.has_state(), version.turn->model});
+                       version.turn->finish_reason, version.time, version.tokens,
+                       version.has_state(), version.turn->model, version.turn->prompt_state});
   }
   return history;
 }
@@ -212,6 +219,8 @@ absl::StatusOr<std::vector<Lease>> ConversationStore::Impl::AcquireCopies(
     Use(&*it);
     if (!it->second.busy) Schedule(&*it);
     lease = MakeLease(*it, base, request);
+  } else if (request.prompt != nullptr) {
+    BeginWith(request.prompt, request.want_all_tokens, &lease);
   }
   if (n == 0) return std::vector<Lease>{std::move(lease)};
   const absl::Duration ttl = it == conversations_.end() ? options_.ttl : source.ttl;

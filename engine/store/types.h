@@ -44,6 +44,19 @@ struct StateSnapshot {
   int64_t bytes() const { return static_cast<int64_t>(state.size() * sizeof(float)) + 64; }
 };
 
+// A declared beginning of conversations: its tokens, and the state that was computed of them once.
+// Immutable; shared by whoever declared it, the requests that start from it and their leases.
+struct PromptState {
+  std::string name;
+  ModelTag model;
+  std::vector<int32_t> tokens;  // at least one
+  // Has consumed all but the last token, which there is to go on from. Null: not computed yet, or
+  // there is but one token; a request then takes the tokens in itself.
+  std::shared_ptr<const StateSnapshot> snapshot;
+
+  bool computed() const { return snapshot != nullptr || tokens.size() == 1; }
+};
+
 // One committed turn. `input` and `output` are the token ids as the model saw them; the
 // conversation's text up to this version is the concatenation along the parents. The last tokens
 // may not be consumed by the state yet: the snapshot says how many are.
@@ -57,6 +70,7 @@ struct VersionInfo {
   int64_t tokens = 0;      // of the whole conversation at this version
   bool has_state = false;  // a snapshot is kept (else it is rebuilt from tokens when asked for)
   uint64_t model_fingerprint = 0;  // of the weights that made it
+  std::string prompt_state;        // the declared one that this version is, or empty
 };
 
 struct ConversationInfo {
@@ -113,6 +127,8 @@ struct LeaseRequest {
   std::optional<int64_t> expected_version = {};  // fail unless the head is this one
   Pending pending = Pending::kAny;
   bool want_all_tokens = false;
+  // Where the conversation begins; it must be empty at the base. Of the same model.
+  std::shared_ptr<const PromptState> prompt = nullptr;
   // Set at the commit. Unset: as it is; of a new conversation the store's default.
   std::optional<absl::Duration> ttl = {};
   Quotas quotas = {};  // of the tenant, held at once and at the commit
@@ -131,15 +147,22 @@ struct Lease {
   int64_t tokens = 0;               // of the conversation at base
   std::vector<int32_t> all_tokens;  // those, when asked for
   bool rebuilt = false;             // base's own snapshot was gone: pending holds whole turns
+  // Stands before the turn: `tokens` and all that follows from them are its. The commit makes it a
+  // version of its own. Base is 0 then.
+  std::shared_ptr<const PromptState> prompt;
   std::optional<absl::Duration> ttl;
   Quotas quotas;
 };
+
+// What a request starts from that begins with a prompt state and has no conversation.
+Lease StartFrom(std::shared_ptr<const PromptState> prompt, bool want_all_tokens);
 
 // What new conversations are made with.
 struct NewConversation {
   std::optional<absl::Duration> ttl = {};  // unset: the store's default; of a fork its source's
   Quotas quotas = {};
-  std::optional<std::string> tenant = {};  // of forks; unset: the source's
+  std::optional<std::string> tenant = {};               // of forks; unset: the source's
+  std::shared_ptr<const PromptState> prompt = nullptr;  // its first version; not of forks
 };
 
 struct ListQuery {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "absl/synchronization/notification.h"
 #include "tests/engine/engine_harness.h"
 
 namespace skein::engine {
@@ -88,6 +89,70 @@ TEST_F(ScoreTest, AfterAStopTheStateIsTakenFromBefore) {
   h_.model.script = nullptr;
   EXPECT_EQ(Run(Request({}, {11, 12}, "c"))->logprobs,
             Run(Request(h_.Tokens("c"), {11, 12}))->logprobs);
+}
+
+// Scores of continuations after a prompt that was taken in once.
+class SharedPrompt final : public ScoreSink {
+ public:
+  void OnScores(const ScoreEvent&) override { ADD_FAILURE() << "there is nothing to score"; }
+  void OnPrompt(std::shared_ptr<const ScorePrompt> given) override { prompt = std::move(given); }
+  void OnFinished(const Usage& u) override {
+    usage = u;
+    ended.Notify();
+  }
+  void OnError(const absl::Status& error) override {
+    status = error;
+    ended.Notify();
+  }
+  std::shared_ptr<const ScorePrompt> prompt;
+  Usage usage;
+  absl::Status status;
+  absl::Notification ended;
+};
+
+TEST_F(ScoreTest, AfterASharedPromptBitByBit) {
+  h_.Run(h_.Request({5, 6, 7}, "c"));
+  for (const std::string conversation : {"", "c"}) {
+    for (const int length : {0, 1, 2, 40}) {
+      if (conversation.empty() && length == 0) continue;
+      std::vector<int32_t> prompt(length);
+      for (int i = 0; i < length; ++i) prompt[i] = 30 + i * i % 50;
+      ScoreRequest keep = Request(prompt, {}, conversation);
+      keep.keep_prompt = true;
+      const auto shared = std::make_shared<SharedPrompt>();
+      ASSERT_TRUE(h_.engine->Submit(keep, shared).ok());
+      shared->ended.WaitForNotification();
+      ASSERT_TRUE(shared->status.ok()) << shared->status;
+      ASSERT_NE(shared->prompt, nullptr);
+      EXPECT_EQ(shared->prompt->pending.size(), 1u);
+      EXPECT_EQ(shared->usage.prompt_tokens, length);
+      const int64_t fed = h_.model.tokens_fed;
+      for (const std::vector<int32_t>& continuation :
+           {std::vector<int32_t>{9}, {11, 12, 13}, std::vector<int32_t>(30, 8)}) {
+        ScoreRequest request = Request({}, continuation);
+        request.after = shared->prompt;
+        EXPECT_EQ(Run(request)->logprobs,
+                  Run(Request(prompt, continuation, conversation))->logprobs)
+            << conversation << " " << length;
+      }
+      if (length == 40) {
+        EXPECT_EQ(h_.model.tokens_fed - fed,
+                  2 * (1 + 3 + 30) + 3 * (conversation.empty() ? 39 : 40));
+      }
+    }
+  }
+  EXPECT_EQ(h_.engine->conversations().Get({"", "c"})->head, 1);
+}
+
+TEST_F(ScoreTest, LeaveToKeepPromptsIsBounded) {
+  std::vector<std::shared_ptr<const void>> held;
+  for (int i = 0; i < 4; ++i) held.push_back(h_.engine->LeaveToKeepPrompt());
+  for (const auto& leave : held) EXPECT_NE(leave, nullptr);
+  EXPECT_EQ(h_.engine->LeaveToKeepPrompt(), nullptr);
+  EXPECT_EQ(h_.engine->LeaveToKeepPrompt(), nullptr);
+  held.pop_back();
+  held.push_back(h_.engine->LeaveToKeepPrompt());
+  EXPECT_NE(held.back(), nullptr);
 }
 
 TEST_F(ScoreTest, ManyBesideGeneration) {

@@ -85,12 +85,6 @@ def test_not_built(client, field):
     assert info.metadata["field"] == field and info.reason == "NOT_SUPPORTED"
 
 
-def test_sources_that_are_not_built(client):
-    c = client.pb.conv
-    error = expect_error(UNIMPLEMENTED, lambda: client.conv.Create(c.CreateConversationRequest(prompt_state="x")))
-    assert details(error)["ErrorInfo"].metadata["field"]
-
-
 def raw(client, method, payload, reply):
     """Sends bytes that no protobuf library would make."""
     channel = client.raw_channel

@@ -133,6 +133,27 @@ def test_what_left_nothing_runs_again(start, pb):
     assert again.finished.version == 4 and len(again.ids) == 20000
 
 
+def test_a_full_queue_refuses_no_retry(start, pb, steady_model):
+    """What runs, waits or is kept needs no place in it."""
+    client = Client(pb, start({"engine.slots": 1, "limits.queued": 1}, model=steady_model).channel)
+    kept = client.generate("a", request_id="kept")
+    running = Running(client.stream("b", request_id="running", max_tokens=ENDLESS))
+    waiting = client.stream("c", request_id="waiting")
+    assert next(waiting).WhichOneof("event") == "queued"
+    error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: client.stream("d", request_id="new"))
+    assert details(error)["ErrorInfo"].reason == "QUEUE_FULL"
+    same_turn(client.generate("a", request_id="kept"), kept)
+    again = Running(client.stream("b", request_id="running", max_tokens=ENDLESS))
+    assert details(expect_error(grpc.StatusCode.ABORTED, running.end))["ErrorInfo"].reason == "REPLACED"
+    moved = client.stream("c", request_id="waiting")
+    assert next(moved).WhichOneof("event") == "queued"
+    expect_error(grpc.StatusCode.ALREADY_EXISTS, lambda: client.stream("other", request_id="kept"))
+    assert cancel(client, "running")
+    again.end()
+    assert list(moved)[-1].finished.usage.completion_tokens == 8
+    expect_error(grpc.StatusCode.ABORTED, lambda: waiting)
+
+
 def test_a_partial_commit_counts(client):
     g = client.pb.gen
     conversation, request_id = fresh_id(), fresh_id()

@@ -17,7 +17,7 @@ SMALL = {"limits.prompt_tokens": 100, "limits.max_tokens": 10**6, "limits.stop_s
          "limits.stop_token_ids": 2, "limits.logit_bias": 2, "limits.top_logprobs": 3, "limits.score_continuations": 2,
          "limits.num_sequences": 2, "limits.forks": 2, "limits.queued": 2, "limits.queued_tokens": 100, "engine.slots": 1,
          "defaults.max_tokens": 8, "listen.max_message": 8192, "conversations.max_waiting": 1, "model.name": "m",
-         "control.model_folders": "[]"}
+         "control.model_folders": "[]", "prompts": "[{name: greeting, text: Hello.}]"}
 
 
 def bad(name, change, message, field=None, reason="INVALID_FIELD"):
@@ -63,6 +63,13 @@ ROWS = [
         "VERSION_MISMATCH", "the head of conversation '{conversation}' is version 1, not 7", precondition="VERSION_MISMATCH"),
     Row("conversation exists", conversations("Create", lambda c, w: c.CreateConversationRequest(id=w["conversation"])),
         C.ALREADY_EXISTS, "CONVERSATION_EXISTS", "conversation '{conversation}' exists already"),
+
+    Row("a prompt state in the middle", generate(conversation=lambda w: w["conversation"], prompt_state="greeting"),
+        C.FAILED_PRECONDITION, "CONVERSATION_NOT_EMPTY",
+        "a prompt state begins a conversation, and '{conversation}' is at version 1; leave prompt_state out to go on, or set "
+        "base_version 0", precondition="CONVERSATION_NOT_EMPTY"),
+    Row("unknown prompt state", generate(prompt_state="nobody"), C.NOT_FOUND, "PROMPT_STATE_NOT_FOUND",
+        "model 'm' has no prompt state 'nobody'; it has: greeting"),
 
     # ---- requests by id
     Row("request id with other input", generate(request_id=lambda w: w["request"], max_tokens=3), C.ALREADY_EXISTS,

@@ -224,23 +224,21 @@ ROWS = [
         Row("quota of requests", generate(), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
             "your quota of requests at once is used up (1); try again later", retry=True, user="few-requests"),
         Row("quota of waiting tokens", generate(text="123456"), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
-            "your quota of waiting prompt tokens is used up (0 wait, at most 5; this request has 6); try again later",
-            retry=True, user="few-tokens"),
+            "your quota of waiting prompt tokens is used up (0 wait, at most 5; this request has 6)", user="few-tokens"),
         Row("quota of conversations", generate(conversation="second", create_if_missing=True), C.RESOURCE_EXHAUSTED,
-            "TENANT_QUOTA", "your quota is 1 conversations; delete some first", retry=True, user="few-conversations"),
+            "TENANT_QUOTA", "your quota is 1 conversations; delete some first", user="few-conversations"),
         Row("quota of conversations, Create", create(), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
-            "your quota is 1 conversations; delete some first", retry=True, user="few-conversations"),
+            "your quota is 1 conversations; delete some first", user="few-conversations"),
         Row("quota of memory", create(), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
-            "your quota of memory for conversations (600 bytes) is used by their tokens; delete some first", retry=True,
-            user="little-memory")),
+            "your quota of memory for conversations (600 bytes) is used by their tokens; delete some first", user="little-memory")),
 
     *in_world("full store", Row(
         "conversations.max", create(), C.RESOURCE_EXHAUSTED, "CONVERSATION_LIMIT",
-        "the server keeps at most 1 conversations; delete some first", retry=True)),
+        "the server keeps at most 1 conversations; delete some first")),
     *in_world("full memory", Row(
         "conversations.token_budget", generate(conversation="another", create_if_missing=True), C.RESOURCE_EXHAUSTED,
         "CONVERSATION_MEMORY",
-        "the memory for conversation tokens (4096 bytes) is full; delete some conversations first", retry=True)),
+        "the memory for conversation tokens (4096 bytes) is full; delete some conversations first")),
 
     *in_world(
         "lives",
@@ -282,7 +280,7 @@ ROWS = [
         "no room for a model", control("LoadModel", lambda c, w: c.LoadModelRequest(path="other.safetensors")),
         C.RESOURCE_EXHAUSTED, "MODEL_MEMORY",
         re.compile(f"the model needs up to {NUMBER} MiB beside what is loaded; {NUMBER} MiB are left: unload one, or use "
-                   "fewer slots or bf16"), retry=True)),
+                   "fewer slots or bf16"))),
     *in_world("empty", Row("no model is loaded", generate(), C.UNAVAILABLE, "LOADING", "no model is loaded", retry=True)),
 
     *in_world(

@@ -70,6 +70,10 @@ TEST(ToGrpc, RetryInfoWhereWaitingHelps) {
   const absl::Status slow =
       base::MakeStatus(absl::StatusCode::kResourceExhausted, "SLOW_READER", "slow");
   EXPECT_FALSE(Find<google::rpc::RetryInfo>(ToGrpc(slow, delay)).has_value());
+  const absl::Status quota = base::WaitingDoesNotHelp(
+      base::MakeStatus(absl::StatusCode::kResourceExhausted, "TENANT_QUOTA", "delete some"));
+  EXPECT_FALSE(Find<google::rpc::RetryInfo>(ToGrpc(quota, delay)).has_value());
+  EXPECT_FALSE(IsRetryable(quota));
 }
 
 TEST(ToGrpc, PreconditionsNameTheirType) {

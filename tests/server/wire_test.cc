@@ -57,6 +57,21 @@ TEST(Wire, NamesTheFieldThatIsNotUtf8) {
             "stopping.stop_strings[0]");
 }
 
+TEST(Wire, LeadingString) {
+  GenerateRequest request;
+  request.set_request_id("the id");
+  request.mutable_text()->set_text(std::string(100000, 'x'));
+  const int field = GenerateRequest::kRequestIdFieldNumber;
+  const std::string bytes = request.SerializeAsString();
+  EXPECT_EQ(LeadingString(Buffer(bytes), field, 6), "the id");
+  EXPECT_EQ(LeadingString(Buffer(bytes), field, 5), "");
+  EXPECT_EQ(LeadingString(Buffer(bytes.substr(0, 4)), field, 6), "") << "cut";
+  EXPECT_EQ(LeadingString(Buffer(""), field, 6), "");
+  EXPECT_EQ(LeadingString(Buffer("\x0a\xff\xff\xff\xff\x0f"), field, 6), "");
+  request.clear_request_id();
+  EXPECT_EQ(LeadingString(Buffer(request.SerializeAsString()), field, 1 << 20), "");
+}
+
 TEST(Wire, SaysWhenItIsNoMessage) {
   const google::protobuf::LogSilencer silence;
   GenerateRequest request;
