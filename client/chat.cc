@@ -152,6 +152,8 @@ void AddChat(CLI::App* app, Context* context) {
   command
       ->add_option("--system", options->system, "what the system says first in a new conversation")
       ->type_name("TEXT");
+  AddPromptStateFlag(command, [options](const std::string& name) { options->prompt_state = name; });
+  AddThinkingFlag(command, [options](const std::string& mode) { options->thinking = mode; });
   command->add_flag("--stats", options->stats,
                     "in a pipe: tokens and speed of each answer, on the standard error");
   command->add_option("--deadline", options->deadline, "gRPC deadline of each answer")

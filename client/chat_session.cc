@@ -57,8 +57,10 @@ grpc::Status ChatSession::Open() {
     terminal_->interactive() ? terminal_->Line(note)
                              : terminal_->Error(absl::StrCat("note: ", note));
   }
-  if (!has_template() && !options_.system.empty()) {
-    return FromAbsl(absl::FailedPreconditionError("--system needs a model with a chat template"));
+  const bool needs_template = !options_.system.empty() || !options_.thinking.empty();
+  if (!has_template() && needs_template) {
+    return FromAbsl(
+        absl::FailedPreconditionError("--system and --thinking need a model with a chat template"));
   }
   return conversation_.empty() ? status : ShowWhereWeAre();
 }
@@ -92,6 +94,7 @@ grpc::Status ChatSession::ShowWhereWeAre() {
   if (!terminal_->interactive()) return status;
   terminal_->Dim(absl::StrCat("Continuing ", OneLine(conversation)));
   if (const v1::Version* head = HeadOf(conversation)) {
+    if (!head->prompt_state().empty()) return status;
     terminal_->Dim(absl::StrCat("> ", Preview(WithoutTemplate(head->input()), 200)));
     terminal_->Dim(Preview(WithoutTemplate(head->output()), 400));
   }
@@ -143,7 +146,7 @@ void ChatSession::AddChatStops(v1::GenerateRequest* request) const {
     request->mutable_stopping()->add_stop_strings(stop);
 }
 
-void ChatSession::ShowAnswer(const v1::GenerateResponse& response, bool* begun) {
+void ChatSession::ShowAnswer(const v1::GenerateResponse& response, Shown* shown) {
   if (context_->json) {
     context_->PrintJson(response);
   } else if (response.has_queued()) {
@@ -153,11 +156,17 @@ void ChatSession::ShowAnswer(const v1::GenerateResponse& response, bool* begun) 
     terminal_->Transient(absl::StrCat("reading ", response.progress().prefill_done(), " of ",
                                       response.progress().prefill_total(), " tokens"));
   } else if (response.has_delta()) {
+    if (terminal_->interactive() && !response.delta().reasoning().empty()) {
+      terminal_->Faint(response.delta().reasoning());
+      shown->thinks = true;
+    }
     absl::string_view text = response.delta().text();
     // "Assistant:" is followed by a space or a newline that belongs to the template.
-    if (!*begun && has_template()) text = absl::StripLeadingAsciiWhitespace(text);
+    if (!shown->begun && has_template()) text = absl::StripLeadingAsciiWhitespace(text);
+    if (text.empty()) return;
+    if (shown->thinks) terminal_->Newline();
     terminal_->Text(text);
-    *begun = *begun || !text.empty();
+    *shown = {.begun = true, .thinks = false};
   }
 }
 
@@ -169,13 +178,13 @@ grpc::Status ChatSession::Turn(v1::GenerateRequest request) {
   // What is on the screen is what the conversation holds, also after Ctrl-C.
   request.set_commit(v1::COMMIT_MODE_KEEP_PARTIAL);
   StreamResult result;
-  bool begun = false;
+  Shown shown;
   last_.Clear();
   status = RunGenerate(
       *connection_, std::move(request), std::chrono::duration<double>(options_.deadline),
-      interrupts_, [&](const v1::GenerateResponse& response) { ShowAnswer(response, &begun); },
+      interrupts_, [&](const v1::GenerateResponse& response) { ShowAnswer(response, &shown); },
       &result);
-  if (!context_->json && (begun || status.ok())) terminal_->Newline();
+  if (!context_->json && (shown.begun || shown.thinks || status.ok())) terminal_->Newline();
   if (!status.ok()) return status;
   last_ = *result.finished;
   ++turns_;
@@ -196,6 +205,7 @@ grpc::Status ChatSession::Say(const std::string& text) {
   if (!engine::IsValidUtf8(text))
     return FromAbsl(absl::InvalidArgumentError("what was typed is not UTF-8"));
   v1::GenerateRequest request = options_.request;
+  if (empty_) request.set_prompt_state(options_.prompt_state);
   if (!has_template()) {
     request.mutable_text()->set_text(text);
     return Turn(std::move(request));
@@ -205,6 +215,7 @@ grpc::Status ChatSession::Say(const std::string& text) {
     message->set_role(role);
     message->set_content(content);
   };
+  if (!options_.thinking.empty()) request.set_thinking(options_.thinking);
   if (empty_ && !options_.system.empty()) add(v1::ROLE_SYSTEM, options_.system);
   add(v1::ROLE_USER, text);
   return Turn(std::move(request));

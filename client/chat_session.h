@@ -15,6 +15,8 @@ struct ChatOptions {
   v1::GenerateRequest request;  // sampling, stopping and model of every turn
   std::string conversation;     // empty: a new one, made with the first message
   std::string system;           // said first in a new conversation
+  std::string prompt_state;     // which a new conversation begins with
+  std::string thinking;         // of every answer; empty: the server's default
   bool create = false;
   bool stats = false;
   double deadline = 0;
@@ -62,7 +64,11 @@ class ChatSession {
   // Runs one turn and prints the answer. `request` has its input and nothing else.
   grpc::Status Turn(v1::GenerateRequest request);
   void AddChatStops(v1::GenerateRequest* request) const;
-  void ShowAnswer(const v1::GenerateResponse& response, bool* begun);
+  struct Shown {
+    bool begun = false;   // something of the answer
+    bool thinks = false;  // the last thing was thought
+  };
+  void ShowAnswer(const v1::GenerateResponse& response, Shown* shown);
   void Say(absl::string_view note, const google::protobuf::Message& message);
 
   Context* const context_;

@@ -17,7 +17,7 @@ grpc::Status ChatSession::Regenerate() {
   const grpc::Status status = GetConversation(v1::VIEW_HISTORY, &conversation);
   if (!status.ok()) return status;
   const v1::Version* head = HeadOf(conversation);
-  if (head == nullptr) return NothingYet();
+  if (head == nullptr || !head->prompt_state().empty()) return NothingYet();
   v1::GenerateRequest request = options_.request;
   request.set_base_version(head->parent());
   // The very tokens of the turn, so that the new answer follows the same input.

@@ -4,6 +4,8 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/command.h"
 #include "client/errors.h"
 #include "client/format.h"
@@ -14,7 +16,8 @@ namespace {
 using Stub = v1::Conversations::Stub;
 
 struct Options {
-  std::string id, prefix, from;
+  std::string id, prefix, from, prompt_state, model;
+  v1::ListConversationsRequest filter;
   std::optional<int64_t> version;
   int count = 1;
   std::vector<std::string> ids, new_ids;
@@ -26,7 +29,7 @@ void Show(const v1::Conversation& conversation, Context* context) {
 
 grpc::Status List(const Options& options, Context* context) {
   Connection connection = context->Connect();
-  v1::ListConversationsRequest request;
+  v1::ListConversationsRequest request = options.filter;
   request.set_id_prefix(options.prefix);
   do {
     v1::ListConversationsResponse response;
@@ -69,11 +72,12 @@ grpc::Status ShowHistory(const Options& options, Context* context) {
   terminal->Line(OneLine(conversation));
   for (const v1::Version& version : conversation.versions()) {
     const bool head = version.id() == conversation.head_version();
-    terminal->Dim(absl::StrCat("-- version ", version.id(), head ? " (head)" : "", ", after ",
-                               version.parent(), ", ", LocalTime(version.time()), ", ",
-                               version.tokens(), " tokens, ",
-                               FinishReasonName(version.finish_reason()),
-                               version.has_state() ? "" : ", state rebuilt when asked for"));
+    terminal->Dim(absl::StrCat(
+        "-- version ", version.id(), head ? " (head)" : "", ", after ", version.parent(), ", ",
+        LocalTime(version.time()), ", ", version.tokens(), " tokens, ",
+        version.prompt_state().empty() ? FinishReasonName(version.finish_reason())
+                                       : absl::StrCat("prompt state ", version.prompt_state()),
+        version.has_state() ? "" : ", state rebuilt when asked for"));
     terminal->Text(version.input());
     terminal->Bold(version.output());
     terminal->Newline();
@@ -87,6 +91,8 @@ grpc::Status Create(const Options& options, Context* context) {
   request.set_id(options.id);
   if (!options.from.empty()) request.mutable_conversation()->set_conversation_id(options.from);
   if (options.version) request.mutable_conversation()->set_version(*options.version);
+  if (!options.prompt_state.empty()) request.set_prompt_state(options.prompt_state);
+  request.set_model(options.model);
   v1::Conversation conversation;
   const grpc::Status status =
       connection.Call(connection.conversations(), &Stub::Create, request, &conversation);
@@ -175,22 +181,78 @@ class Group {
   CLI::App* const app_;
 };
 
+// A time (RFC 3339), a day, or how long ago.
+void SetTime(const char* flag, const std::string& text, google::protobuf::Timestamp* out) {
+  absl::Time time;
+  absl::Duration ago;
+  std::string error;
+  const absl::TimeZone zone = absl::LocalTimeZone();
+  if (absl::ParseDuration(text, &ago) && ago >= absl::ZeroDuration()) {
+    time = absl::Now() - ago;
+  } else if (!absl::ParseTime(absl::RFC3339_full, text, zone, &time, &error) &&
+             !absl::ParseTime("%Y-%m-%d", text, zone, &time, &error)) {
+    throw CLI::ValidationError(
+        flag,
+        absl::StrCat("'", text, "' is no time: 2026-01-31, 2026-01-31T18:00:00Z, or 90m ago"));
+  }
+  const int64_t seconds = absl::ToUnixSeconds(time);
+  out->set_seconds(seconds);
+  out->set_nanos(
+      static_cast<int32_t>(absl::ToInt64Nanoseconds(time - absl::FromUnixSeconds(seconds))));
+}
+
+void AddFilters(CLI::App* list, v1::ListConversationsRequest* filter) {
+  CLI::Option* busy = list->add_flag_callback(
+      "--busy", [filter] { filter->set_busy(true); }, "in use by a request");
+  list->add_flag_callback(
+          "--idle", [filter] { filter->set_busy(false); }, "not in use")
+      ->excludes(busy);
+  CLI::Option* with_state = list->add_flag_callback(
+      "--with-state", [filter] { filter->set_has_state(true); }, "the head's state is kept");
+  list->add_flag_callback(
+          "--without-state", [filter] { filter->set_has_state(false); },
+          "it is rebuilt from the tokens when asked for")
+      ->excludes(with_state);
+  list->add_option_function<std::string>(
+          "--used-since",
+          [filter](const std::string& v) {
+            SetTime("--used-since", v, filter->mutable_used_since());
+          },
+          "used at or after this time: a day, an RFC 3339 time, or how long ago (90m, 12h)")
+      ->type_name("TIME");
+  list->add_option_function<std::string>(
+          "--used-before",
+          [filter](const std::string& v) {
+            SetTime("--used-before", v, filter->mutable_used_before());
+          },
+          "not used since then")
+      ->type_name("TIME");
+}
+
 }  // namespace
 
 void AddConversations(CLI::App* app, Context* context) {
   Group group(app, context);
   Options* options = group.options();
-  group.Add("list", "all conversations", List)
-      ->add_option("prefix", options->prefix, "only ids that begin like this");
+  CLI::App* list = group.Add("list", "all conversations, or those that match all flags", List);
+  list->add_option("prefix", options->prefix, "only ids that begin like this");
+  AddFilters(list, &options->filter);
   group.AddWithId("get", "one conversation: versions, size, how its last request ended", ShowOne);
   group.AddWithId("history", "all its versions with their text", ShowHistory);
 
   CLI::App* create =
-      group.Add("create", "make an empty conversation, or a copy of another", Create);
+      group.Add("create", "make a conversation: empty, a copy, or with a prompt state", Create);
   create->add_option("id", options->id, "its id; made by the server when not given");
   CLI::Option* from =
       create->add_option("--from", options->from, "copy this conversation")->type_name("ID");
   group.AddVersion(create, "--version", "at this version instead of its head")->needs(from);
+  CLI::Option* prompt_state =
+      create->add_option("--prompt-state", options->prompt_state, "begin with this prompt state")
+          ->excludes(from)
+          ->type_name("NAME");
+  create->add_option("--model", options->model, "of this model instead of the default")
+      ->needs(prompt_state)
+      ->type_name("NAME");
 
   group.Add("delete", "delete conversations", Delete)
       ->add_option("id", options->ids, "the conversations")

@@ -61,11 +61,12 @@ std::string OneLine(const v1::Conversation& conversation) {
 }
 
 std::string OneLine(const v1::Version& version, bool head) {
-  return absl::StrFormat("%s %4d <- %-4d %6d tokens  %-9s %s -> %s", head ? "*" : " ", version.id(),
-                         version.parent(), version.tokens(),
-                         FinishReasonName(version.finish_reason()),
-                         Preview(WithoutTemplate(version.input()), 40),
-                         Preview(WithoutTemplate(version.output()), 40));
+  return absl::StrFormat(
+      "%s %4d <- %-4d %6d tokens  %-9s %s -> %s", head ? "*" : " ", version.id(), version.parent(),
+      version.tokens(),
+      version.prompt_state().empty() ? FinishReasonName(version.finish_reason()) : "prompt",
+      Preview(WithoutTemplate(version.input()), 40),
+      Preview(WithoutTemplate(version.output()), 40));
 }
 
 }  // namespace skein::client

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/answer_printer.h"
 #include "client/command.h"
 #include "client/errors.h"
 #include "client/format.h"
@@ -48,30 +49,6 @@ grpc::Status SetInput(const Options& options, Terminal* terminal, v1::GenerateRe
   return grpc::Status::OK;
 }
 
-// id, piece, log-probability and the most probable tokens at its place.
-void PrintToken(const v1::Token& token, Terminal* terminal) {
-  std::string line = absl::StrFormat("%6d  %s", token.id(), Quoted(token.bytes()));
-  if (token.has_logprob()) absl::StrAppendFormat(&line, "  %.4f", token.logprob());
-  for (const v1::TopToken& top : token.top()) {
-    absl::StrAppendFormat(&line, "  [%d %s %.4f]", top.id(), Quoted(top.bytes()), top.logprob());
-  }
-  terminal->Line(line);
-}
-
-void PrintResponse(const v1::GenerateResponse& response, bool tokens, Terminal* terminal) {
-  if (response.has_queued()) {
-    terminal->Transient(
-        absl::StrCat("waiting, ", response.queued().position(), " before this one"));
-  } else if (response.has_progress()) {
-    terminal->Transient(absl::StrCat("reading ", response.progress().prefill_done(), " of ",
-                                     response.progress().prefill_total(), " tokens"));
-  } else if (response.has_delta() && tokens) {
-    for (const v1::Token& token : response.delta().tokens()) PrintToken(token, terminal);
-  } else if (response.has_delta()) {
-    terminal->Text(response.delta().text());
-  }
-}
-
 grpc::Status Run(const Options& options, Context* context) {
   v1::GenerateRequest request = options.request;
   grpc::Status status = SetInput(options, context->terminal, &request);
@@ -81,19 +58,19 @@ grpc::Status Run(const Options& options, Context* context) {
   Connection connection = context->Connect();
   Interrupts interrupts;
   StreamResult result;
+  const bool several = request.num_sequences() > 1;
+  AnswerPrinter printer(context->terminal, request.num_sequences(), tokens);
   status = RunGenerate(
       connection, request, std::chrono::duration<double>(options.deadline), &interrupts,
       [&](const v1::GenerateResponse& response) {
-        context->json ? context->PrintJson(response)
-                      : PrintResponse(response, tokens, context->terminal);
+        context->json ? context->PrintJson(response) : printer.Print(response);
       },
       &result);
   Terminal* terminal = context->terminal;
-  if (!context->json && !tokens && !result.text.empty() && result.text.back() != '\n')
-    terminal->Newline();
+  printer.End();
   if (!status.ok()) return status;
   const bool in_conversation = !result.started->conversation_id().empty();
-  if (!context->json && (options.stats || terminal->interactive())) {
+  if (!context->json && !several && (options.stats || terminal->interactive())) {
     std::string line = Summary(*result.finished, in_conversation);
     if (in_conversation && result.finished->committed()) {
       absl::StrAppend(&line, ", conversation ", result.started->conversation_id(), " version ",
@@ -118,9 +95,14 @@ void AddInputFlags(CLI::App* command, Options* options) {
   CLI::Option* chat =
       command->add_flag("--chat", options->chat,
                         "send the text as a user's message through the model's chat template");
+  AddThinkingFlag(command, [options](const std::string& mode) {
+    options->request.set_thinking(mode);
+  })->needs(chat);
   command->add_option("--system", options->system, "with --chat: what the system says first")
       ->type_name("TEXT")
       ->needs(chat);
+  AddPromptStateFlag(
+      command, [options](const std::string& name) { options->request.set_prompt_state(name); });
   command->add_flag("--go-on", options->go_on,
                     "add nothing: continue the conversation from where it is");
 }
@@ -175,6 +157,19 @@ void AddOutputFlags(CLI::App* command, v1::GenerateRequest* request) {
           "--top-logprobs", [output](int32_t v) { output()->set_top_logprobs(v); },
           "and the most probable tokens at its place")
       ->group("Output")
+      ->type_name("N");
+  command
+      ->add_flag_callback(
+          "--prompt-logprobs", [output] { output()->set_prompt_logprobs(true); },
+          "print the input's tokens with their log-probabilities first")
+      ->group("Output");
+  command
+      ->add_option_function<int32_t>(
+          "--num-sequences", [request](int32_t v) { request->set_num_sequences(v); },
+          "so many answers, each printed when it has ended; in a conversation each becomes a copy "
+          "of it")
+      ->group("Output")
+      ->check(CLI::PositiveNumber)
       ->type_name("N");
 }
 

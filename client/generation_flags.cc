@@ -134,4 +134,22 @@ void AddStoppingFlags(CLI::App* command, v1::GenerateRequest* request) {
       ->group("Stopping");
 }
 
+CLI::Option* AddPromptStateFlag(CLI::App* command, std::function<void(const std::string&)> set) {
+  return command
+      ->add_option_function<std::string>(
+          "--prompt-state", std::move(set),
+          "begin with this prompt state of the server; `skein info` lists them")
+      ->type_name("NAME");
+}
+
+CLI::Option* AddThinkingFlag(CLI::App* command, std::function<void(const std::string&)> set) {
+  return command
+      ->add_option_function<std::string>(
+          "--thinking", std::move(set),
+          "whether the model thinks before it answers: off (default), fast, on, short, medium or "
+          "long; what it thinks is shown on a terminal and with --json")
+      ->check(CLI::IsMember({"off", "fast", "on", "short", "medium", "long"}))
+      ->type_name("HOW");
+}
+
 }  // namespace skein::client

@@ -141,6 +141,10 @@ void PrintModel(const v1::Model& model, Terminal* terminal) {
     PrintField(terminal, "trained with",
                absl::StrCat(model.training_context(), " tokens of context (not a limit)"));
   }
+  for (const v1::PromptState& state : model.prompt_states()) {
+    PrintField(terminal, "prompt state",
+               absl::StrCat(state.name(), ", ", state.tokens(), " tokens"));
+  }
   PrintField(terminal, "about", model.about());
   for (const std::string& example : model.examples()) PrintField(terminal, "example", example);
 }

@@ -61,6 +61,14 @@ void Terminal::Dim(absl::string_view line) {
   out_ << (options_.color ? "\033[0m\n" : "\n") << std::flush;
 }
 
+void Terminal::Faint(absl::string_view text) {
+  if (text.empty()) return;
+  ClearTransient();
+  out_ << (options_.color ? "\033[2m" : "");
+  Text(text);
+  out_ << (options_.color ? "\033[0m" : "") << std::flush;
+}
+
 void Terminal::Bold(absl::string_view text) {
   ClearTransient();
   out_ << (options_.color ? "\033[1m" : "");

@@ -40,8 +40,9 @@ class Terminal {
     Newline();
   }
   void Newline();
-  void Dim(absl::string_view line);   // a whole line, grey
-  void Bold(absl::string_view text);  // no newline
+  void Dim(absl::string_view line);    // a whole line, grey
+  void Bold(absl::string_view text);   // no newline
+  void Faint(absl::string_view text);  // grey, no newline
   // A line that the next output replaces; nothing when not interactive.
   void Transient(absl::string_view line);
   // Bytes as they are, for JSON and for what goes to files.

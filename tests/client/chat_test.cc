@@ -78,6 +78,20 @@ TEST_F(ChatTest, AnUnknownConversationIsAnErrorUnlessAsked) {
   EXPECT_TRUE(request(0).create_if_missing());
 }
 
+TEST_F(ChatTest, APromptStateBeginsAConversation) {
+  Chat("a\nb\n/rewind 0\nc\n/new\nd\n", {"--prompt-state", "greeting"});
+  EXPECT_EQ(request(0).prompt_state(), "greeting");
+  EXPECT_EQ(request(1).prompt_state(), "");
+  EXPECT_EQ(request(2).prompt_state(), "greeting");
+  EXPECT_EQ(request(3).prompt_state(), "greeting");
+}
+
+TEST_F(ChatTest, WhatIsThoughtComesBeforeTheAnswer) {
+  EXPECT_EQ(Chat("a\n", {"--thinking", "on"}).out, "You said: a.\n");
+  EXPECT_EQ(request(0).thinking(), "on");
+  EXPECT_THAT(Chat("a\n", {"--thinking", "on"}, kTerminal).out, HasSubstr(" Hm.\nYou said: a.\n"));
+}
+
 TEST_F(ChatTest, ASystemMessageIsSaidOnce) {
   Chat("a\nb\n", {"--system", "Be brief."});
   ASSERT_EQ(request(0).messages().messages_size(), 2);

@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "absl/time/clock.h"
 #include "client/errors.h"
 #include "tests/client/fake_server.h"
 
@@ -103,6 +104,9 @@ TEST_F(CommandsTest, EveryFlagReachesItsField) {
                                "m",
                                "--request-id",
                                "r",
+                               "--prompt-state",
+                               "greeting",
+                               "--prompt-logprobs",
                                "the prompt"});
   ASSERT_EQ(outcome.code, kExitOk) << outcome.err;
   const v1::Sampling& s = last().sampling();
@@ -138,6 +142,42 @@ TEST_F(CommandsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(last().model(), "m");
   EXPECT_EQ(last().request_id(), "r");
   EXPECT_EQ(last().text().text(), "the prompt");
+  EXPECT_EQ(last().prompt_state(), "greeting");
+  EXPECT_TRUE(last().output().prompt_logprobs());
+  EXPECT_FALSE(last().has_num_sequences());
+  EXPECT_FALSE(last().has_thinking());
+}
+
+TEST_F(CommandsTest, GenerateShowsThePromptsTokensFirst) {
+  EXPECT_EQ(Run({"generate", "--prompt-logprobs", "x"}).out,
+            "     3  \"x\"  -1.5000\n You said: x.\n");
+}
+
+TEST_F(CommandsTest, WhatIsThoughtIsShownOnATerminalOnly) {
+  const std::vector<std::string> command = {"generate", "--chat", "--thinking", "on", "x"};
+  EXPECT_EQ(Run(command).out, " You said: x.\n");
+  EXPECT_EQ(last().thinking(), "on");
+  Terminal::Options terminal = {.input_is_terminal = true, .output_is_terminal = true};
+  EXPECT_THAT(Run(command, "", terminal).out, StartsWith(" Hm.\n You said: x.\n"));
+  terminal.color = true;
+  EXPECT_THAT(Run(command, "", terminal).out, HasSubstr("\033[2m Hm.\033[0m\n You said: x."));
+  EXPECT_THAT(Run({"generate", "--chat", "--thinking", "on", "--json", "x"}).out,
+              HasSubstr("\"reasoning\":\" Hm.\""));
+  EXPECT_NE(Run({"generate", "--thinking", "on", "x"}).code, kExitOk) << "it needs --chat";
+  EXPECT_NE(Run({"generate", "--chat", "--thinking", "much", "x"}).code, kExitOk);
+}
+
+TEST_F(CommandsTest, EachOfSeveralSequencesIsPrintedWhole) {
+  const Outcome outcome = Run({"generate", "--num-sequences", "3", "--stats", "x"});
+  EXPECT_EQ(outcome.code, kExitOk);
+  EXPECT_EQ(last().num_sequences(), 3);
+  EXPECT_EQ(outcome.out,
+            "--- 2: seed 42, stop, conversation copy-2 version 3\nx2 again2\n"
+            "--- 1: seed 41, error: it failed\nx1 again1\n"
+            "--- 0: seed 40, stop, conversation copy-0 version 3\nx0 again0\n");
+  EXPECT_THAT(Run({"generate", "--num-sequences", "3", "--json", "x"}).out,
+              HasSubstr("{\"delta\":{\"index\":2,\"text\":\"x2\""));
+  EXPECT_NE(Run({"generate", "--num-sequences", "0", "x"}).code, kExitOk);
 }
 
 TEST_F(CommandsTest, GenerateShowsTokens) {
@@ -172,6 +212,37 @@ TEST_F(CommandsTest, Conversations) {
   EXPECT_THAT(Run({"conversations", "rewind", "b", "0"}).out, StartsWith("b: version 0"));
   EXPECT_EQ(Run({"conversations", "delete", "b", "c"}).out, "deleted b\ndeleted c\n");
   EXPECT_EQ(Run({"conversations", "get", "b"}).code, kExitNotFound);
+}
+
+TEST_F(CommandsTest, FiltersOfTheListReachTheirFields) {
+  const v1::ListConversationsRequest& listed = server_.conversations.listed;
+  Run({"conversations", "list"});
+  EXPECT_FALSE(listed.has_busy() || listed.has_has_state() || listed.has_used_since() ||
+               listed.has_used_before());
+  Run({"conversations", "list", "a", "--busy", "--with-state", "--used-since",
+       "2026-01-31T18:00:00.5Z", "--used-before", "90m"});
+  EXPECT_EQ(listed.id_prefix(), "a");
+  EXPECT_TRUE(listed.busy());
+  EXPECT_TRUE(listed.has_state());
+  EXPECT_EQ(listed.used_since().seconds(), 1769882400);
+  EXPECT_EQ(listed.used_since().nanos(), 500000000);
+  const int64_t ago = absl::ToUnixSeconds(absl::Now()) - listed.used_before().seconds();
+  EXPECT_GE(ago, 5400);
+  EXPECT_LT(ago, 5400 + 600);
+  Run({"conversations", "list", "--idle", "--without-state", "--used-since", "2026-01-31"});
+  EXPECT_TRUE(listed.has_busy() && !listed.busy());
+  EXPECT_TRUE(listed.has_has_state() && !listed.has_state());
+  EXPECT_TRUE(listed.has_used_since());
+  EXPECT_NE(Run({"conversations", "list", "--idle", "--busy"}).code, kExitOk);
+  EXPECT_THAT(Run({"conversations", "list", "--used-since", "soon"}).err, HasSubstr("is no time"));
+}
+
+TEST_F(CommandsTest, CreateWithAPromptState) {
+  Run({"conversations", "create", "a", "--prompt-state", "greeting", "--model", "m"});
+  EXPECT_EQ(server_.conversations.created.prompt_state(), "greeting");
+  EXPECT_EQ(server_.conversations.created.model(), "m");
+  EXPECT_NE(Run({"conversations", "create", "--model", "m"}).code, kExitOk);
+  EXPECT_THAT(Run({"info"}).out, HasSubstr("prompt state       greeting, 12 tokens\n"));
 }
 
 TEST_F(CommandsTest, TokenizeByServerAndOffline) {

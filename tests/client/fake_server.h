@@ -61,10 +61,13 @@ class FakeConversations : public v1::Conversations::Service {
  public:
   std::mutex mu;
   std::map<std::string, v1::Conversation> kept;  // by id
+  v1::ListConversationsRequest listed;           // the last one
+  v1::CreateConversationRequest created;
 
   grpc::Status Create(grpc::ServerContext*, const v1::CreateConversationRequest* request,
                       v1::Conversation* out) override {
     const std::lock_guard lock(mu);
+    created = *request;
     const std::string id = request->id().empty() ? absl::StrCat("made-", ++made_) : request->id();
     kept[id].set_id(id);
     *out = kept[id];
@@ -78,6 +81,7 @@ class FakeConversations : public v1::Conversations::Service {
   grpc::Status List(grpc::ServerContext*, const v1::ListConversationsRequest* request,
                     v1::ListConversationsResponse* out) override {
     const std::lock_guard lock(mu);  // one a page, so that paging is needed
+    listed = *request;
     for (const auto& [id, conversation] : kept) {
       if (id <= request->page_token() || !absl::StartsWith(id, request->id_prefix())) continue;
       if (out->conversations_size() == 1) {
@@ -150,6 +154,19 @@ class FakeGeneration : public v1::Generation::Service {
     writer->Write(response);
     const std::string said = Said(*request);
     std::string answer;
+    if (request->num_sequences() > 1) return Several(*request, said, writer);
+    if (request->output().prompt_logprobs()) {
+      v1::Token* token = response.mutable_prompt_logprobs()->add_tokens();
+      token->set_id(3);
+      token->set_bytes(said);
+      token->set_logprob(-1.5f);
+      writer->Write(response);
+    }
+    if (request->thinking() == "on") {
+      response.mutable_delta()->set_reasoning(" Hm.");
+      writer->Write(response);
+      response.Clear();
+    }
     for (const std::string& word : {std::string(" You"), std::string(" said: "), said + "."}) {
       answer += word;
       response.mutable_delta()->set_text(word);
@@ -214,6 +231,40 @@ class FakeGeneration : public v1::Generation::Service {
   }
 
  private:
+  // Their events take turns; the second one fails.
+  static grpc::Status Several(const v1::GenerateRequest& request, const std::string& said,
+                              grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    const int n = request.num_sequences();
+    v1::GenerateResponse response;
+    for (int i = 0; i < n; ++i) {
+      response.mutable_started()->set_index(i);
+      response.mutable_started()->set_seed(40 + i);
+      response.mutable_started()->set_conversation_id(absl::StrCat("copy-", i));
+      writer->Write(response);
+    }
+    for (const std::string& word : {said, std::string(" again")}) {
+      for (int i = 0; i < n; ++i) {
+        response.mutable_delta()->set_index(i);
+        response.mutable_delta()->set_text(absl::StrCat(word, i));
+        writer->Write(response);
+      }
+    }
+    for (int i = n - 1; i >= 0; --i) {
+      response.mutable_finished()->set_index(i);
+      if (i == 1) {
+        response.mutable_finished()->set_reason(v1::FINISH_REASON_ERROR);
+        response.mutable_finished()->mutable_error()->set_message("it failed");
+      } else {
+        response.mutable_finished()->set_reason(v1::FINISH_REASON_STOP);
+        response.mutable_finished()->set_committed(true);
+        response.mutable_finished()->set_version(3);
+      }
+      writer->Write(response);
+      response.Clear();
+    }
+    return grpc::Status::OK;
+  }
+
   static std::string Said(const v1::GenerateRequest& request) {
     if (request.has_text()) return request.text().text();
     if (request.has_token_ids()) return absl::StrCat(request.token_ids().ids_size(), " ids");
@@ -265,6 +316,8 @@ class FakeServer {
     info.model.add_examples("What is my name?");
     info.model.set_chat_template("rwkv");
     info.model.add_chat_stops("\n\nUser");
+    info.model.add_prompt_states()->set_name("greeting");
+    info.model.mutable_prompt_states(0)->set_tokens(12);
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(&info).RegisterService(&conversations).RegisterService(&generation);
