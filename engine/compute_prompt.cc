@@ -1,10 +1,13 @@
 // Prompt states are computed by requests of the server's own.
 
 #include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "engine/base/check.h"
 #include "engine/engine.h"
 
@@ -16,32 +19,41 @@ constexpr absl::Duration kAskAgain = absl::Milliseconds(50);
 // Shared by the caller and the output shard.
 class StateSink final : public ResponseSink {
  public:
+  using Result = absl::StatusOr<std::shared_ptr<const StateSnapshot>>;
+
   void OnQueued(int64_t) override {}
   void OnStarted(const StartedEvent&) override {}
   void OnProgress(const ProgressEvent&) override {}
   void OnOutput(std::vector<TokenEvent>, std::string) override {}
   void OnFinished(const FinishedEvent& event) override {
-    state_ = event.state;
-    if (event.reason != FinishReason::kLength) status_ = absl::CancelledError("cancelled");
-    ended_.Notify();
+    if (event.reason == FinishReason::kLength) return End(event.state);
+    End(absl::CancelledError("the prompt state was not computed: it was cancelled, or drained"));
   }
-  void OnError(const absl::Status& status) override {
-    status_ = status;
-    ended_.Notify();
-  }
+  void OnError(const absl::Status& status) override { End(status); }
   bool Writable() const override { return true; }
 
-  bool Ended(absl::Duration patience) { return ended_.WaitForNotificationWithTimeout(patience); }
+  // False: it has not ended within this time.
+  bool Ended(absl::Duration patience) {
+    std::unique_lock<std::mutex> lock(mu_);
+    return ended_.wait_for(lock, absl::ToChronoMilliseconds(patience),
+                           [this] { return result_.has_value(); });
+  }
   // Once it has ended.
-  absl::StatusOr<std::shared_ptr<const StateSnapshot>> state() const {
-    if (!status_.ok()) return status_;
-    return state_;
+  Result result() {
+    std::lock_guard<std::mutex> lock(mu_);
+    return *result_;
   }
 
  private:
-  absl::Status status_;
-  std::shared_ptr<const StateSnapshot> state_;
-  absl::Notification ended_;
+  void End(Result result) {
+    std::lock_guard<std::mutex> lock(mu_);
+    result_ = std::move(result);
+    ended_.notify_one();
+  }
+
+  std::mutex mu_;
+  std::condition_variable ended_;
+  std::optional<Result> result_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace
@@ -64,7 +76,7 @@ absl::StatusOr<std::shared_ptr<const PromptState>> Engine::Compute(
   }
   auto out = std::make_shared<PromptState>(prompt);
   out->model = tag();
-  SKEIN_ASSIGN_OR_RETURN(out->snapshot, sink->state());
+  SKEIN_ASSIGN_OR_RETURN(out->snapshot, sink->result());
   return out;
 }
 

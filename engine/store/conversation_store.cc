@@ -153,9 +153,9 @@ absl::StatusOr<int64_t> ConversationStore::Impl::LeaseBase(const LeaseRequest& r
   }
   const int64_t base = request.base_version.value_or(head);
   if (!exists && base != 0) return NoSuchVersion(key, base);
-  if (base != 0 && request.prompt != nullptr) return NotEmpty(key, base);
   if (!exists) return 0;
   SKEIN_RETURN_IF_ERROR(Base(*it, base).status());
+  if (base != 0 && request.prompt != nullptr) return NotEmpty(key, base);
   SKEIN_RETURN_IF_ERROR(
       CheckModel(key, it->second, base, request.model, request.on_model_mismatch));
   return base;

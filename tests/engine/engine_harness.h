@@ -115,7 +115,7 @@ class CollectingSink final : public ResponseSink {
   bool ended_ = false;
 };
 
-class CollectingScoreSink final : public ScoreSink {
+class CollectingScoreSink : public ScoreSink {
  public:
   void OnScores(const ScoreEvent& event) override {
     std::lock_guard<std::mutex> lock(mu_);

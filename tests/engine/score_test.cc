@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "absl/synchronization/notification.h"
+#include "engine/base/status.h"
 #include "tests/engine/engine_harness.h"
 
 namespace skein::engine {
@@ -92,22 +92,10 @@ TEST_F(ScoreTest, AfterAStopTheStateIsTakenFromBefore) {
 }
 
 // Scores of continuations after a prompt that was taken in once.
-class SharedPrompt final : public ScoreSink {
+class SharedPrompt final : public CollectingScoreSink {
  public:
-  void OnScores(const ScoreEvent&) override { ADD_FAILURE() << "there is nothing to score"; }
   void OnPrompt(std::shared_ptr<const ScorePrompt> given) override { prompt = std::move(given); }
-  void OnFinished(const Usage& u) override {
-    usage = u;
-    ended.Notify();
-  }
-  void OnError(const absl::Status& error) override {
-    status = error;
-    ended.Notify();
-  }
-  std::shared_ptr<const ScorePrompt> prompt;
-  Usage usage;
-  absl::Status status;
-  absl::Notification ended;
+  std::shared_ptr<const ScorePrompt> prompt;  // to be read after Wait
 };
 
 TEST_F(ScoreTest, AfterASharedPromptBitByBit) {
@@ -121,11 +109,12 @@ TEST_F(ScoreTest, AfterASharedPromptBitByBit) {
       keep.keep_prompt = true;
       const auto shared = std::make_shared<SharedPrompt>();
       ASSERT_TRUE(h_.engine->Submit(keep, shared).ok());
-      shared->ended.WaitForNotification();
-      ASSERT_TRUE(shared->status.ok()) << shared->status;
+      shared->Wait();
+      ASSERT_TRUE(shared->usage.has_value()) << shared->error;
+      EXPECT_EQ(shared->chunks, 0);
       ASSERT_NE(shared->prompt, nullptr);
       EXPECT_EQ(shared->prompt->pending.size(), 1u);
-      EXPECT_EQ(shared->usage.prompt_tokens, length);
+      EXPECT_EQ(shared->usage->prompt_tokens, length);
       const int64_t fed = h_.model.tokens_fed;
       for (const std::vector<int32_t>& continuation :
            {std::vector<int32_t>{9}, {11, 12, 13}, std::vector<int32_t>(30, 8)}) {
@@ -142,6 +131,32 @@ TEST_F(ScoreTest, AfterASharedPromptBitByBit) {
     }
   }
   EXPECT_EQ(h_.engine->conversations().Get({"", "c"})->head, 1);
+}
+
+TEST(ScoreQueueTest, AFullQueueRefusesNoneThatIsExempt) {
+  Harness h;
+  h.options.slots = 1;
+  h.options.max_queued = 1;
+  h.Start();
+  GenerateRequest endless = h.Request({1});
+  endless.stopping.max_tokens = 1 << 20;
+  const auto running = h.Submit(endless);
+  running->WaitForTokens(1);
+  const auto waiting = h.Submit(h.Request({2}));
+  ScoreRequest request;
+  request.request_id = "score";
+  request.prompt = {1, 2};
+  request.continuation = {3};
+  const auto sink = std::make_shared<CollectingScoreSink>();
+  EXPECT_EQ(base::Reason(h.engine->Submit(request, sink)), "QUEUE_FULL");
+  request.exempt = true;
+  EXPECT_TRUE(h.engine->Submit(request, sink).ok());
+  h.engine->Cancel(endless.request_id, true);
+  sink->Wait();
+  EXPECT_EQ(sink->logprobs.size(), 1u) << sink->error;
+  waiting->Wait();
+  h.engine->BeginDrain(absl::InfiniteFuture());
+  EXPECT_EQ(base::Reason(h.engine->Submit(request, sink)), "DRAINING");
 }
 
 TEST_F(ScoreTest, LeaveToKeepPromptsIsBounded) {

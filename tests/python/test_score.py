@@ -39,6 +39,20 @@ def test_scores_agree_with_generated_logprobs(client):
     assert len(short["tokens"]) == 1 and math.isfinite(short["total"])
 
 
+def test_the_prompt_is_taken_in_once_bit_by_bit(client):
+    """Alone each continuation takes the prompt in itself; together they start from copies of one state."""
+    g = client.pb.gen
+    conversation = fresh_id()
+    client.generate("hello", conversation=conversation, create_if_missing=True, max_tokens=5)
+    parts = ["a", "bc", "xyz" * 30, [0], "a"]
+    for fields in [{"text": g.Text(text="Once upon a time " * 10)}, {"conversation_id": conversation},
+                   {"conversation_id": conversation, "text": g.Text(text="and then")}, {"text": g.Text(text="x")},
+                   {"conversation_id": conversation, "base_version": 0, "text": g.Text(text="two")}]:
+        together = score(client, parts=parts, **fields)
+        assert together == [score(client, parts=[part], **fields)[0] for part in parts]
+    assert client.get(conversation).head_version == 1
+
+
 def test_scores_of_all_bytes_sum_to_one(client):
     results = []
     for ids in [range(200), range(200, 257)]:

@@ -81,8 +81,22 @@ class Walk : public StoreHarness {
   void Compare();
   void CheckLease(const Lease& lease, const Tokens& all);
 
+  // One of two declared ones, which a reload replaces now and then; or none.
+  std::shared_ptr<const PromptState> AnyPrompt() {
+    if (Pick(3) != 0) return nullptr;
+    std::shared_ptr<const PromptState>& prompt = prompts[Pick(2)];
+    if (prompt != nullptr && Pick(5) != 0) return prompt;
+    auto made = std::make_shared<PromptState>();
+    made->name = "prompt";
+    made->model = kTag;
+    made->tokens.assign(1 + Pick(6), Pick(100));
+    if (Pick(3) != 0) made->snapshot = StateAfter(made->tokens, std::ssize(made->tokens) - 1);
+    return prompt = std::move(made);
+  }
+
   std::mt19937 random;
   Map model;
+  std::shared_ptr<const PromptState> prompts[2];
 };
 
 void Walk::CheckLease(const Lease& lease, const Tokens& all) {
@@ -101,6 +115,7 @@ void Walk::Begin() {
   if (Pick(3) == 0) wanted.base_version = Pick(4);
   if (Pick(4) == 0) wanted.expected_version = Pick(4);
   if (Pick(4) == 0) wanted.ttl = absl::Seconds(1 + Pick(20));
+  wanted.prompt = AnyPrompt();
   const auto it = Find(wanted.key);
   const bool exists = it != model.end();
   auto lease = store->Acquire(wanted);
@@ -115,13 +130,16 @@ void Walk::Begin() {
     expected = "VERSION_MISMATCH";
   } else if (exists ? !it->second.versions.contains(base) : base != 0) {
     expected = "VERSION_NOT_FOUND";
+  } else if (wanted.prompt != nullptr && base != 0) {
+    expected = "CONVERSATION_NOT_EMPTY";
   }
   ASSERT_EQ(Reason(lease.status()), expected) << wanted.key.id;
   if (!lease.ok()) return;
   Simple& simple = exists ? it->second : Insert(wanted.key, wanted.ttl.value_or(options.ttl));
   EXPECT_EQ(lease->created, !exists);
   EXPECT_EQ(lease->base_version, base);
-  CheckLease(*lease, simple.versions.at(base).all);
+  CheckLease(*lease,
+             wanted.prompt != nullptr ? wanted.prompt->tokens : simple.versions.at(base).all);
   simple.used = passed;
   simple.lease = *std::move(lease);
 }
@@ -139,13 +157,20 @@ void Walk::End() {
     return;
   }
   const Tokens input(Pick(4), Pick(100)), output(Pick(4), Pick(100));
-  const Tokens all = Join(Join(simple.versions.at(lease.base_version).all, input), output);
+  const Tokens before =
+      lease.prompt != nullptr ? lease.prompt->tokens : simple.versions.at(lease.base_version).all;
+  const Tokens all = Join(Join(before, input), output);
   std::shared_ptr<const StateSnapshot> state;
   if (Pick(4) != 0) state = StateAfter(all, Pick(static_cast<int>(all.size()) + 1));
   const auto version = store->Commit(lease, input, output, state, "stop", "r");
   ASSERT_TRUE(version.ok()) << version.status();
+  int64_t parent = lease.base_version;
+  if (lease.prompt != nullptr) {
+    parent = simple.next++;
+    simple.versions[parent] = {0, before};
+  }
   ASSERT_EQ(*version, simple.next);
-  simple.versions[simple.next] = {lease.base_version, all};
+  simple.versions[simple.next] = {parent, all};
   simple.head = simple.next++;
   simple.ttl = lease.ttl.value_or(simple.ttl);
 }
@@ -153,8 +178,14 @@ void Walk::End() {
 void Walk::Create() {
   const ConversationKey key = AnyKey();
   const bool exists = Find(key) != model.end();
-  ASSERT_EQ(Reason(store->Create(key).status()), exists ? "CONVERSATION_EXISTS" : "");
-  if (!exists) Insert(key, options.ttl);
+  NewConversation made;
+  made.prompt = AnyPrompt();
+  ASSERT_EQ(Reason(store->Create(key, made).status()), exists ? "CONVERSATION_EXISTS" : "");
+  if (exists) return;
+  Simple& simple = Insert(key, options.ttl);
+  if (made.prompt == nullptr) return;
+  simple.head = simple.next++;
+  simple.versions[simple.head] = {0, made.prompt->tokens};
 }
 
 void Walk::Fork() {
