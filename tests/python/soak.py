@@ -35,6 +35,7 @@ SETTINGS = {
     "limits.queued_tokens": 4096, "limits.prompt_tokens": 1024, "limits.outbox_tokens": 8, "limits.outbox_age": "1s",
     "conversations.budget": "1MiB", "conversations.token_budget": "256KiB", "conversations.history": 2,
     "conversations.max": 200, "conversations.tombstones": 64, "requests.kept": 600, "requests.kept_bytes": "1MiB",
+    "prompts": "[{name: long, text: %s}, {name: short, text: a}]" % ("be kind " * 20),
 }
 REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND,
             grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION}
@@ -175,6 +176,8 @@ class User:
             request.wait_if_busy = True
         if conversation and rng.random() < 0.2:
             self.ttl(request)
+        if rng.random() < 0.15:
+            request.prompt_state = rng.choice(["long", "short"])
         return request
 
     def generate(self, request):
@@ -195,6 +198,8 @@ class User:
     def create(self):
         request = self.c.CreateConversationRequest(id=self.name())
         self.ttl(request)
+        if self.rng.random() < 0.3:
+            request.prompt_state = self.rng.choice(["long", "short"])
         self.client.conv.Create(request)
 
     def versions(self, conversation):
@@ -328,8 +333,13 @@ class User:
 
     def score(self, **fields):
         g = self.g
-        request = g.ScoreRequest(continuations=[g.Continuation(token_ids=g.TokenIds(ids=PROBE))], **fields)
-        return [token.logprob for r in self.client.gen.Score(request, timeout=60) for token in r.tokens]
+        # Of several the prompt is taken in once.
+        n = self.rng.choice([1, 1, 3])
+        request = g.ScoreRequest(continuations=[g.Continuation(token_ids=g.TokenIds(ids=PROBE))] * n, **fields)
+        parts = [[token.logprob for token in r.tokens] for r in self.client.gen.Score(request, timeout=60)]
+        if len(parts) != n or any(part != parts[0] for part in parts):
+            raise Failed(f"{n} times the same continuation: {parts}")
+        return parts[0]
 
     def one_with_turns(self):
         for _ in range(10):

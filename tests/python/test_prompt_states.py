@@ -188,6 +188,7 @@ def test_models_that_come_later_and_reloads(start, pb, tmp_path):
     daemon = start()
     client = Client(pb, daemon.channel)
     before = client.generate("Hello", prompt_state="greeting")
+    old = client.conv.Create(pb.conv.CreateConversationRequest(prompt_state="greeting")).id
 
     # Another model beside it, and in its place.
     path = str(tmp_path / "other.safetensors")
@@ -197,6 +198,11 @@ def test_models_that_come_later_and_reloads(start, pb, tmp_path):
         turn = client.generate("Hello", prompt_state="greeting", model=name)
         assert turn.ids == client.generate(GREETING + "Hello", model=name).ids != before.ids
         assert turn.started.tokens_reused == len(GREETING) - 1
+    # What the model before it began is its own, and is rebuilt as any conversation.
+    error = expect_error(grpc.StatusCode.FAILED_PRECONDITION, lambda: client.stream("Hello", conversation=old))
+    assert details(error)["ErrorInfo"].reason == "MODEL_MISMATCH"
+    rebuilt = client.generate("Hello", conversation=old, on_model_mismatch=pb.gen.ON_MODEL_MISMATCH_REBUILD)
+    assert rebuilt.started.restored_from == "tokens" and rebuilt.ids == turn.ids
 
     # A reload: what is new can be used at once, what is unchanged stays computed.
     new = PROMPTS[:1] + [{"name": "second only", "text": "abc" * 30, "model": "second"}]
@@ -217,6 +223,20 @@ def test_models_that_come_later_and_reloads(start, pb, tmp_path):
                  lambda: client.control.ReloadConfig(pb.control.ReloadConfigRequest()))
     assert "greeting" in states(client)["tiny"]
     assert GREETING not in daemon.log() and "rhymes" not in daemon.log()
+
+
+def test_a_reload_while_draining_computes_afterwards(start, pb, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("prompts: []\n")
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    client.control.Drain(pb.control.DrainRequest())
+    config.write_text("prompts: " + declare(PROMPTS) + "\n")
+    assert list(client.control.ReloadConfig(pb.control.ReloadConfigRequest()).applied) == ["prompts"]
+    assert set(states(client)["tiny"]) == {"greeting", "rules"}
+    client.control.Undrain(pb.control.UndrainRequest())
+    daemon.wait_for_line("prompt state computed.*rules")
+    assert client.generate("x", prompt_state="greeting").started.tokens_reused == len(GREETING) - 1
 
 
 def test_the_command_line_client(client):

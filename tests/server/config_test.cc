@@ -89,6 +89,23 @@ TEST(Config, ValuesMustFitTogether) {
   fails([](ServerConfig& c) { c.listen.address = ""; }, "listen.address");
 }
 
+TEST(Config, PromptsHaveOneTextAndANameOfTheirOwn) {
+  const auto check = [](std::vector<PromptConfig> prompts) {
+    ServerConfig config;
+    config.prompts = std::move(prompts);
+    return std::string(Validate(config).message());
+  };
+  EXPECT_EQ(check({{"a", "text", "", ""}, {"b", "", "system", ""}, {"c", "x", "", "m"}}), "");
+  EXPECT_EQ(check({{"a", "x", "", "m"}, {"a", "y", "", "n"}}), "") << "for two models";
+  EXPECT_THAT(check({{"a", "", "", ""}}), HasSubstr("prompts[0] ('a') must have either"));
+  EXPECT_THAT(check({{"a", "x", "y", ""}}), HasSubstr("must have either text or system"));
+  EXPECT_THAT(check({{"a", "x", "", ""}, {"a", "y", "", "n"}}),
+              HasSubstr("prompts[1] ('a') has the name of prompts[0]"));
+  for (const std::string& name : {std::string(), std::string(129, 'x'), std::string("a\nb")}) {
+    EXPECT_THAT(check({{name, "x", "", ""}}), HasSubstr("must have a name of at most 128 bytes"));
+  }
+}
+
 TEST(Config, ModelNameComesFromTheFile) {
   ServerConfig config;
   for (const auto& [path, name] :
