@@ -64,6 +64,9 @@ grpc::Status Run(const Options& options, Context* context) {
       connection, request, std::chrono::duration<double>(options.deadline), &interrupts,
       [&](const v1::GenerateResponse& response) {
         context->json ? context->PrintJson(response) : printer.Print(response);
+        if (context->json || !several || !options.stats || !response.has_finished()) return;
+        const v1::Finished& finished = response.finished();
+        context->terminal->Error(absl::StrCat(finished.index(), ": ", Summary(finished, false)));
       },
       &result);
   Terminal* terminal = context->terminal;

@@ -175,6 +175,7 @@ TEST_F(CommandsTest, EachOfSeveralSequencesIsPrintedWhole) {
             "--- 2: seed 42, stop, conversation copy-2 version 3\nx2 again2\n"
             "--- 1: seed 41, error: it failed\nx1 again1\n"
             "--- 0: seed 40, stop, conversation copy-0 version 3\nx0 again0\n");
+  EXPECT_EQ(outcome.err, "2: 0 tokens\n1: 0 tokens\n0: 0 tokens\n");
   EXPECT_THAT(Run({"generate", "--num-sequences", "3", "--json", "x"}).out,
               HasSubstr("{\"delta\":{\"index\":2,\"text\":\"x2\""));
   EXPECT_NE(Run({"generate", "--num-sequences", "0", "x"}).code, kExitOk);
