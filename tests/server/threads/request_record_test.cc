@@ -112,8 +112,15 @@ struct Fixture {
       return true;
     });
   }
+  // A record and its reader hold one another until the end, which not every test comes to.
+  ~Fixture() {
+    for (const std::weak_ptr<Reader>& reader : readers) {
+      if (const auto still = reader.lock()) still->Leave();
+    }
+  }
   std::shared_ptr<Reader> Read(int64_t after = 0) {
     auto reader = std::make_shared<Reader>(record);
+    readers.push_back(reader);
     const absl::Status status = record->Attach(reader, after);
     EXPECT_TRUE(status.ok()) << status;
     reader->OnReady();
@@ -131,6 +138,7 @@ struct Fixture {
   int ends = 0, cancelled = 0, disconnected = 0;
   std::shared_ptr<RequestRecord> record;
   RequestRecord::Sinks sinks;
+  std::vector<std::weak_ptr<Reader>> readers;
 };
 
 TEST(Record, AReaderSeesAllInOrderAndOneFinish) {
