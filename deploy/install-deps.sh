@@ -101,7 +101,7 @@ as_root() {
 
 # Debian starts a daemon when its package is installed. The tests start their own Prometheus, so while packages are
 # installed this file says no, and afterwards the service is kept from starting with the machine.
-readonly POLICY=/usr/sbin/policy-rc.d
+readonly POLICY=${SKEIN_POLICY_RC:-/usr/sbin/policy-rc.d}  # the variable is for tests
 policy_is_ours=no
 forbid_services() {
   [[ -e $POLICY ]] && return

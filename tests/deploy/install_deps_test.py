@@ -24,6 +24,7 @@ class Machine(unittest.TestCase):
         self.bin = os.path.join(self.folder, "bin")
         self.deps = os.path.join(self.folder, "deps")
         self.log = os.path.join(self.folder, "log")
+        self.policy = os.path.join(self.folder, "policy-rc.d")  # the machine's own may exist or not
         os.makedirs(self.bin)
         for tool in REAL_TOOLS:
             os.symlink(shutil.which(tool), os.path.join(self.bin, tool))
@@ -62,7 +63,7 @@ class Machine(unittest.TestCase):
     def run_script(self, *arguments):
         environment = {"PATH": self.bin, "HOME": self.folder, "SKEIN_DEPS": self.deps,
                        "SKEIN_OS_RELEASE": os.path.join(self.folder, "os-release"),
-                       "SKEIN_PYTHON": os.path.join(self.bin, "python")}
+                       "SKEIN_POLICY_RC": self.policy, "SKEIN_PYTHON": os.path.join(self.bin, "python")}
         done = subprocess.run([shutil.which("bash"), SCRIPT, *arguments], env=environment, capture_output=True,
                               text=True, timeout=60)
         return done.returncode, done.stdout + done.stderr
@@ -133,7 +134,8 @@ class Machine(unittest.TestCase):
         self.fails("pip could not download torch==2.11.0", arguments=["--test"])
         root = [c for c in self.calls() if c.startswith("sudo")]
         order = [next(i for i, c in enumerate(root) if text in c)
-                 for text in ("apt-get", "tee /usr/sbin/policy-rc.d", "install --no-install-recommends", "rm -f /usr/sbin/policy-rc.d")]
+                 for text in ("apt-get", f"tee {self.policy}", "install --no-install-recommends",
+                              f"rm -f {self.policy}")]
         self.assertEqual(order, sorted(order), root)
 
     def test_apt_fails(self):
@@ -142,7 +144,14 @@ class Machine(unittest.TestCase):
         self.fails("E: no route", "apt-get update failed", "Is there a network")
         self.stub("sudo", '[[ $* != *"apt-get"*" install "* ]]')
         self.fails("apt-get could not install the packages", "dpkg --configure -a")
-        self.assertIn("rm -f /usr/sbin/policy-rc.d", self.calls()[-1])
+        self.assertIn(f"rm -f {self.policy}", self.calls()[-1])
+
+    def test_the_policy_of_the_machine_stays(self):
+        with open(self.policy, "w", encoding="utf-8"):
+            pass
+        self.stub("dpkg-query", "exit 1")
+        self.fails("pip could not download", arguments=["--test"])
+        self.assertEqual([c for c in self.calls() if self.policy in c], [])
 
     def test_wrong_hash(self):
         self.stub("python", 'while [[ $1 != --dest ]]; do shift; done; mkdir -p "$2"; echo evil >"$2/torch-2.11.0.whl"')
