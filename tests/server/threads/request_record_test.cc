@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/log.h"
 #include "server/request_log.h"
 #include "server/status.h"
 #include "tests/engine/fake_model.h"
@@ -529,6 +530,7 @@ class ThreadedReader final : public RecordReader {
 };
 
 TEST(LogThreads, SubmitJoinCancelAttachAndLeaveAtRandom) {
+  InitLog({.level = "warning", .format = "text"});  // once, before other threads log
   RequestLog log({.kept = 8, .kept_bytes = 4000, .kept_age = absl::Milliseconds(5)});
   std::atomic<int> runs{0};
   const auto client = [&](unsigned seed) {
