@@ -90,6 +90,10 @@ def main():
     first = Terminal(["make", "serve"])
     first.wait_for(READY, 40 * 60)
     check(re.search(r"make serve:", first.output), "it did not say first what it will do", first)
+    # Only the run that trained says it.
+    recall = re.search(r"recall of held-out values ([0-9.]+) %(?!.*recall of)", first.output, re.DOTALL)
+    if recall:
+        check(float(recall.group(1)) >= 95, f"the trainer found a recall of only {recall.group(1)} %", first)
     # What the demo is for: told in one turn, asked for in another. A small model may miss one of them.
     facts = [(f"My name is {name}.", "What is my name?", name) for name in ("Durili", "Megu", "Nalu")]
     right = 0
