@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -12,14 +13,46 @@
 namespace skein::trainer {
 namespace {
 
-constexpr int kBar = 24;  // characters
+constexpr int kLongestBar = 24, kShortestBar = 4;  // characters inside the brackets
 
 int Columns() {
   winsize size{};
   return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+struct Part {
+  std::string text;
+  int rank;  // 1: the last to be left out
+};
+
+std::string Join(const std::vector<Part>& parts, int rank) {
+  std::string line;
+  for (const Part& part : parts) {
+    if (part.rank <= rank) absl::StrAppend(&line, line.empty() ? "" : "  ", part.text);
+  }
+  return line;
+}
+
 }  // namespace
+
+std::string BarLine(const StepLine& line, double seconds_left, int columns) {
+  const std::vector<Part> parts = {{absl::StrFormat("%d/%d", line.step, line.steps), 1},
+                                   {absl::StrFormat("loss %.4f", line.loss), 3},
+                                   {absl::StrFormat("lr %.1e", line.lr), 5},
+                                   {absl::StrFormat("grad %.2f", line.norm), 6},
+                                   {absl::StrFormat("%.0f tok/s", line.tokens_per_second), 4},
+                                   {absl::StrCat("ETA ", Duration(seconds_left)), 2}};
+  // The last column stays empty: some terminals wrap when it is written.
+  const int room = std::max(columns - 1, 0);
+  int rank = static_cast<int>(parts.size());
+  std::string text = Join(parts, rank);
+  while (static_cast<int>(text.size()) > room && rank > 1) text = Join(parts, --rank);
+  text.resize(std::min(text.size(), static_cast<size_t>(room)));
+  const int bar = std::min(room - static_cast<int>(text.size()) - 3, kLongestBar);
+  if (bar < kShortestBar) return text;
+  const int filled = static_cast<int>(bar * line.step / std::max<int64_t>(1, line.steps));
+  return absl::StrCat("[", std::string(filled, '#'), std::string(bar - filled, '.'), "] ", text);
+}
 
 std::string Duration(double seconds) {
   const int64_t s = static_cast<int64_t>(std::clamp(seconds, 0.0, 1e9) + 0.5);
@@ -40,18 +73,12 @@ void ProgressBar::Show(const StepLine& line) {
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double done = static_cast<double>(line.step - first_);
   const double left = done > 0 ? seconds / done * static_cast<double>(line.steps - line.step) : 0;
-  const std::string text = absl::StrFormat(
-      "step %d/%d  loss %.4f  lr %.2e  grad %.2f  %.0f tok/s  ETA %s", line.step, line.steps,
-      line.loss, line.lr, line.norm, line.tokens_per_second, Duration(left));
-  if (!terminal_) {
-    std::printf("%s\n", text.c_str());
-  } else {
-    const int filled = static_cast<int>(kBar * line.step / std::max<int64_t>(1, line.steps));
-    std::string bar =
-        absl::StrCat("[", std::string(filled, '#'), std::string(kBar - filled, '.'), "] ", text);
-    bar.resize(std::min<size_t>(bar.size(), static_cast<size_t>(Columns() - 1)));
-    std::printf("\r\033[K%s", bar.c_str());
+  if (terminal_) {
+    std::printf("\r\033[K%s", BarLine(line, left, Columns()).c_str());
     open_ = true;
+  } else {
+    absl::PrintF("step %d/%d  loss %.4f  lr %.2e  grad %.2f  %.0f tok/s  ETA %s\n", line.step,
+                 line.steps, line.loss, line.lr, line.norm, line.tokens_per_second, Duration(left));
   }
   std::fflush(stdout);
 }

@@ -32,6 +32,10 @@ class ProgressBar {
   bool open_ = false;  // a bar stands on the current line
 };
 
+// The bar as it stands on a terminal: at most `columns` - 1 characters. A narrow terminal gets a
+// shorter bar or none, then loses the gradient norm first, the learning rate next, the ETA last.
+std::string BarLine(const StepLine& line, double seconds_left, int columns);
+
 // "1:02:03", "4:05"
 std::string Duration(double seconds);
 

@@ -1,12 +1,17 @@
 """skein-train from outside: resume after kill -9 and Ctrl-C, a full disk, the run folder, bad input."""
 
+import fcntl
 import json
+import os
 import pathlib
+import pty
 import random
+import re
 import resource
 import signal
 import struct
 import subprocess
+import termios
 import time
 
 import numpy as np
@@ -98,6 +103,27 @@ def test_log_has_every_step_and_the_loss_falls(whole):
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1] - 1
     assert any("bits_per_byte" in line for line in lines)
+
+
+def test_eighty_columns_show_speed_and_eta(tmp_path):
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen([TRAIN, *settings(tmp_path)], stdout=inside, stderr=inside)
+    os.close(inside)
+    output = b""
+    try:
+        while chunk := os.read(terminal, 65536):
+            output += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(terminal)
+    assert process.wait() == 0
+    drawn = [line for line in re.split(r"[\r\n]+(?:\x1b\[K)?", output.decode()) if re.match(r"(\[[#.]+\] )?\d+/", line)]
+    assert f"{STEPS}/{STEPS} " in drawn[-1]
+    for line in drawn:
+        assert len(line) < 80
+        for part in ["loss ", "lr ", "grad ", " tok/s", "ETA "]:
+            assert part in line
 
 
 def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path, whole):
