@@ -30,6 +30,8 @@ class TrainingRun {
   absl::Status Train(const std::atomic<bool>& stop);
   // The file to serve.
   const std::string& result() const { return result_; }
+  // What skeind needs beside it: a vocabulary too large to be part of it. Empty: nothing.
+  const std::string& vocabulary_file() const { return task_.vocabulary_file; }
 
  private:
   TrainingRun(const Config& config, std::unique_ptr<RunFolder> folder)

@@ -10,6 +10,8 @@
 #include <exception>
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/check.h"
@@ -70,13 +72,25 @@ absl::Status WriteDataAsBinidx(const Config& config, const std::string& prefix) 
   return absl::OkStatus();
 }
 
-std::string ServeCommand(const std::string& program, const std::string& model) {
+// As a shell reads it back.
+std::string Quoted(const std::string& word) {
+  constexpr char kPlain[] =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=+,:@%";
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  return absl::StrCat("'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
+}
+
+std::string ServeCommand(const std::string& program, const TrainingRun& run) {
   const std::filesystem::path beside = std::filesystem::path(program).parent_path() / "skeind";
   std::error_code error;
   const std::string daemon = std::filesystem::exists(beside, error) ? beside.string() : "skeind";
   const std::string config =
       std::filesystem::exists("config.yaml", error) ? " --config config.yaml" : "";
-  return daemon + config + " --model " + model;
+  std::string command = absl::StrCat(Quoted(daemon), config, " --model ", Quoted(run.result()));
+  if (!run.vocabulary_file().empty()) {
+    absl::StrAppend(&command, " --set ", Quoted("model.vocabulary=" + run.vocabulary_file()));
+  }
+  return command;
 }
 
 absl::Status Train(const Config& config, const std::string& printed, const std::string& program) {
@@ -89,7 +103,7 @@ absl::Status Train(const Config& config, const std::string& printed, const std::
   const absl::Duration took = absl::Trunc(absl::Now() - begin, absl::Seconds(1));
   std::printf("\nTrained in %s. %s is ready; serve it with\n  %s\n",
               absl::FormatDuration(took).c_str(), run->result().c_str(),
-              ServeCommand(program, run->result()).c_str());
+              ServeCommand(program, *run).c_str());
   return absl::OkStatus();
 }
 

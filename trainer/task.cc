@@ -15,16 +15,28 @@ namespace {
 constexpr size_t kLargestEmbeddedVocabulary = 512 << 10;
 constexpr int64_t kDemoValidationRows = 128;
 
-absl::Status UseVocabulary(const std::string& text, Task* task) {
-  SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::ParseWorldVocabulary(text));
-  if (text.size() <= kLargestEmbeddedVocabulary) task->metadata[engine::kMetaVocabulary] = text;
+absl::Status UseVocabularyFile(const std::string& path, Task* task) {
+  auto text = base::ReadFile(path);
+  if (!text.ok()) {
+    return absl::Status(text.status().code(),
+                        absl::StrCat("data.tokenizer: ", text.status().message(),
+                                     " (auto, bytes or a vocabulary file)"));
+  }
+  SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::ParseWorldVocabulary(*text));
+  if (text->size() <= kLargestEmbeddedVocabulary) {
+    task->metadata[engine::kMetaVocabulary] = *std::move(text);
+  } else {
+    task->vocabulary_file = path;
+  }
   return absl::OkStatus();
 }
 
 absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init, Task* task) {
   const std::string& name = config.data.tokenizer;
   if (task->demo) {
-    SKEIN_RETURN_IF_ERROR(UseVocabulary(DemoVocabulary(), task));
+    const std::string text = DemoVocabulary();
+    SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::ParseWorldVocabulary(text));
+    task->metadata[engine::kMetaVocabulary] = text;
   } else if (name == "bytes" || (name == "auto" && init == nullptr)) {
     task->tokenizer = engine::NewByteTokenizer();
   } else if (name == "auto") {
@@ -33,13 +45,7 @@ absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init,
     if (vocabulary != init->metadata().end())
       task->metadata[engine::kMetaVocabulary] = vocabulary->second;
   } else {
-    auto text = base::ReadFile(name);
-    if (!text.ok()) {
-      return absl::Status(text.status().code(),
-                          absl::StrCat("data.tokenizer: ", text.status().message(),
-                                       " (auto, bytes or a vocabulary file)"));
-    }
-    SKEIN_RETURN_IF_ERROR(UseVocabulary(*text, task));
+    SKEIN_RETURN_IF_ERROR(UseVocabularyFile(name, task));
   }
   task->metadata[engine::kMetaTokenizer] = task->tokenizer->kind();
   return absl::OkStatus();

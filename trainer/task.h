@@ -23,7 +23,8 @@ struct Task {
   bool demo = false;
   int64_t V = 0;                                // rows of embedding and head
   std::map<std::string, std::string> metadata;  // skein.* of the checkpoint
-  std::string description;                      // one line for the user
+  std::string vocabulary_file;  // too large for the metadata: skeind needs it; empty: it does not
+  std::string description;      // one line for the user
 
   // full: all windows; else at most evaluate.max_windows. Empty: there is nothing to validate on.
   std::vector<Batch> Validation(const Config& config, bool full) const;

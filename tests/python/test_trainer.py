@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from daemon import BUILD, ROOT
+from daemon import BUILD, ROOT, environment
 
 TRAIN = BUILD / "bin" / "skein-train"
 STEPS = 40
@@ -95,6 +95,33 @@ def test_ends_with_the_serving_command(tmp_path, whole):
     assert metadata["skein.tokenizer"] == "bytes"
     assert metadata["skein.training_context"] == "24"
     assert metadata["skein.tokens_seen"] == str(STEPS * 2 * 3 * 24)
+
+
+def serves(command, cwd):
+    """Whether the printed command, typed into a shell, starts a server of this model."""
+    process = subprocess.Popen(f"exec {command} --set listen.address=127.0.0.1:0 --set listen.metrics=",
+                               shell=True, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True)
+    ready = any(" ready " in line for line in process.stderr)
+    process.terminate()
+    process.stderr.close()
+    process.wait()
+    return ready
+
+
+@pytest.mark.parametrize("tokens", [50, 6000])
+def test_the_printed_command_serves_with_a_vocabulary_of_any_size(tmp_path, tokens):
+    """Small ones are part of the checkpoint, large ones a file that skeind has to be told of."""
+    folder = tmp_path / "my own"  # the command is quoted as a shell wants it
+    folder.mkdir()
+    vocabulary = folder / "vocabulary.txt"
+    entries = [bytes([i]) for i in range(256)] + [b"%090d" % i for i in range(tokens)]
+    vocabulary.write_text("".join(f"{i} {entry!r} {len(entry)}\n" for i, entry in enumerate(entries, 1)))
+    assert (vocabulary.stat().st_size > 512 << 10) == (tokens == 6000)
+    done = train(settings(folder, **{"data.tokenizer": vocabulary, "train.steps": 1, "train.warmup": 0,
+                                     "evaluate.every": 0}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.split("serve it with\n")[1].strip()
+    assert serves(command, tmp_path)
 
 
 def test_log_has_every_step_and_the_loss_falls(whole):
