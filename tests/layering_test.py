@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Fails when a file includes what its room may not (README, "Layout"). Needs only Python 3.
 
-One include root lets any wrong include compile, so nothing else would notice. The second half of this file plants
-wrong includes in a small tree and checks that each one is found.
+One include root lets any wrong include compile, so nothing else would notice. `--check` is what the build runs
+(cmake/Layering.cmake). The second half of this file plants wrong includes in a small tree and checks that each one is
+found, and that a build with one fails (this needs CMake, ninja and a compiler).
 """
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -183,5 +186,61 @@ class PlantedIncludes(unittest.TestCase):
         self.assertEqual(problems(root), ["trainer/bad.cc:1: includes LibTorch and protobuf, which clash"])
 
 
+class TheBuild(unittest.TestCase):
+    """A project with our CMake files and one program."""
+
+    def setUp(self):
+        root = tempfile.TemporaryDirectory()
+        self.addCleanup(root.cleanup)
+        self.root = root.name
+        shutil.copytree(os.path.join(ROOT, "cmake"), os.path.join(self.root, "cmake"))
+        self.write("CMakeLists.txt", "cmake_minimum_required(VERSION 3.25)\nproject(planted CXX)\n"
+                   "list(APPEND CMAKE_MODULE_PATH ${CMAKE_SOURCE_DIR}/cmake)\ninclude(Layering)\n"
+                   "include(SkeinTargets)\nskein_program(program SOURCES client/main.cc)\n")
+        self.write("client/main.cc", "int main() {}\n")
+        self.write("engine/engine.h", "")
+        os.makedirs(os.path.join(self.root, "tests"))
+        shutil.copy(__file__, os.path.join(self.root, "tests", "layering_test.py"))
+        self.run_cmake("-S", self.root, "-B", self.root + "/build", "-G", "Ninja")
+
+    def write(self, path, text):
+        path = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def run_cmake(self, *arguments):
+        done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def build(self):
+        return self.run_cmake("--build", self.root + "/build", "--target", "program")
+
+    def test_a_wrong_include_fails_it_until_it_is_gone(self):
+        code, output = self.build()
+        self.assertEqual(code, 0, output)
+        self.write("client/main.cc", '#include "engine/engine.h"\nint main() {}\n')
+        code, output = self.build()
+        self.assertNotEqual(code, 0, output)
+        self.assertIn("client/main.cc:1: includes engine/engine.h: ", output)
+        self.write("client/main.cc", "int main() {}\n")
+        self.write("client/new.h", '#include "server/config.h"\n')  # a new file, which no program includes
+        code, output = self.build()
+        self.assertNotEqual(code, 0, output)
+        self.assertIn("client/new.h:1: includes server/config.h: ", output)
+        self.write("client/new.h", "")
+        code, output = self.build()
+        self.assertEqual(code, 0, output)
+
+
+def check():
+    found = problems(ROOT)
+    for problem in found:
+        print(f"layering: {problem}", file=sys.stderr)
+    return 1 if found else 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(check())
     unittest.main(argv=[sys.argv[0], *sys.argv[1:]])
