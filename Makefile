@@ -52,9 +52,9 @@ build: deps configure  ## build everything: programs, tests, benchmarks
 	@$(BUILD_ALL)
 
 serve:  ## install, build, train the demo model and serve it; MODEL=file serves that file
-	@deploy/serve.sh --plan "$(MODEL)"
+	@deploy/plan.sh "$(MODEL)"
 	@$(MAKE) --no-print-directory deps programs
-	@deploy/serve.sh "$(MODEL)"
+	@deploy/serve.py "$(MODEL)"
 
 chat:  ## talk to the running server; ADDRESS=host:port for another one
 	@test -x $(BUILD)/bin/skein || { echo "make chat: run 'make serve' first, in another terminal" >&2; exit 1; }
