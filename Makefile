@@ -19,6 +19,8 @@ CLANG_FORMAT ?= clang-format-14
 BUILD_ALL = cmake --build $(BUILD) --parallel $(JOBS)
 TEST_PYTHON = $(SKEIN_DEPS)/test-venv/bin/python
 INTEROP_PYTHON = $(SKEIN_DEPS)/interop-venv/bin/python
+BENCHES = engine_bench serving_bench train_bench
+MORE_BENCHES = ops_bench train_ops_bench tokenizer_bench
 RESULTS = $(CURDIR)/$(BUILD)/test-results
 SOURCES = $(shell find kernels engine server trainer client tests bench -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -77,8 +79,9 @@ test-interop: deps-interop configure  ## tests against the full torch, rwkv, saf
 	@SKEIN_BUILD=$(CURDIR)/$(BUILD) $(INTEROP_PYTHON) -m pytest tests/interop -q -rs \
 	  --junitxml=$(RESULTS)/interop.xml
 
-bench: build  ## run every benchmark; results as JSON in build/bench
-	@for bench in $(BUILD)/bench/*_bench; do echo "== $$bench" && $$bench || exit 1; done
+bench: deps configure  ## decode, prefill, serving, training beside their floors (2 minutes); ALL=1 for every benchmark
+	@$(BUILD_ALL) --target $(BENCHES) $(if $(ALL),$(MORE_BENCHES))
+	@bench/run.sh $(BUILD) $(if $(ALL),all)
 
 bench-article: deps configure  ## Skein beside a transformer: time, memory, quality, batches (15 minutes); QUICK=1 for two
 	@$(BUILD_ALL) --target article_bench

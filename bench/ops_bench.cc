@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "bench/ceilings.h"
+#include "bench/write_json.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -407,8 +407,7 @@ int Main(int argc, char** argv) {
       for (auto& c : cases) report[name].push_back(c);
     }
   }
-  if (!options.json.empty()) std::ofstream(options.json) << report.dump(1) << "\n";
-  return 0;
+  return WriteJson(options.json, report);
 }
 
 }  // namespace

@@ -16,12 +16,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <string>
 
 #include "bench/serving_cost.h"
 #include "bench/serving_daemon.h"
 #include "bench/serving_load.h"
+#include "bench/write_json.h"
 
 namespace skein::bench {
 namespace {
@@ -57,10 +57,7 @@ int Run(const ServingOptions& o) {
     }
     results.push_back(std::move(json));
   }
-  if (o.json.empty()) return 0;
-  std::ofstream file(o.json);
-  file << Json{{"benchmark", "serving"}, {"results", results}}.dump(2) << "\n";
-  return file.good() ? 0 : 1;
+  return WriteJson(o.json, {{"benchmark", "serving"}, {"results", results}});
 }
 
 }  // namespace

@@ -8,12 +8,13 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "bench/write_json.h"
 #include "engine/base/file.h"
 #include "engine/tokenizer.h"
 
@@ -77,12 +78,13 @@ void Measure(const engine::Tokenizer& world, const std::string& file, nlohmann::
     for (const int32_t token : tokens) stream.Push(world.Bytes(token), &out);
     stream.Finish(&out);
   });
+  const uint64_t hash = base::Hash64(tokens.data(), tokens.size() * sizeof(int32_t));
   results->push_back(Report(file, "encode", text.size(), encode_seconds, encode_floor));
+  results->back()["hash"] = absl::StrCat(absl::Hex(hash));
   results->push_back(Report(file, "decode", text.size(), decode_seconds, decode_floor));
+  results->back()["hash"] = absl::StrCat(absl::Hex(base::Hash64(out.data(), out.size())));
   std::printf("%-30s %.2f bytes a token, tokens hash %016llx\n", "",
-              double(text.size()) / tokens.size(),
-              static_cast<unsigned long long>(
-                  base::Hash64(tokens.data(), tokens.size() * sizeof(int32_t))));
+              double(text.size()) / tokens.size(), static_cast<unsigned long long>(hash));
 }
 
 int Main(int argc, char** argv) {
@@ -112,8 +114,7 @@ int Main(int argc, char** argv) {
   }
   nlohmann::json results = nlohmann::json::array();
   for (const std::string& file : files) Measure(**world, file, &results);
-  if (!json.empty()) std::ofstream(json) << results.dump(2) << "\n";
-  return 0;
+  return WriteJson(json, results);
 }
 
 }  // namespace

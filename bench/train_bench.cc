@@ -1,9 +1,10 @@
 // Tokens per second of whole training steps (forward, backward, clipping, AdamW) beside the floor:
 // the products of the step at the fp32 or bf16 matrix ceiling that LibTorch reaches on this machine
-// in this run.
+// in this run. The hash is of the weights after the steps.
 //
 //   train_bench [--threads N] [--steps N] [--json FILE]
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
@@ -13,9 +14,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
+#include "bench/write_json.h"
+#include "engine/base/file.h"
 #include "trainer/compute.h"
 #include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
@@ -29,7 +32,8 @@ struct Shape {
   int64_t L, C, N, V, B, T;
 };
 
-constexpr Shape kShapes[] = {{"demo", 3, 128, 32, 633, 16, 128},
+// The first two are those of trainer/configs/.
+constexpr Shape kShapes[] = {{"demo", 3, 128, 64, 633, 8, 128},
                              {"tiny-shakespeare", 4, 128, 64, 257, 12, 64},
                              {"L6-D384", 6, 384, 64, 257, 8, 256}};
 
@@ -81,6 +85,7 @@ nlohmann::json RunShape(const Shape& s, bool bf16, int steps) {
   options.head_size = s.N;
   Rwkv7 model(Rwkv7::Sizes(options, s.V), bf16);
   model.Initialize(1);
+  at::manual_seed(1);
   Optimizer optimizer(&model.parameters(), TrainConfig());
   const Batch batch = RandomBatch(s);
   const LossDenominators denominators{batch.weight_sum, batch.weight_sum};
@@ -90,14 +95,18 @@ nlohmann::json RunShape(const Shape& s, bool bf16, int steps) {
   });
   const double measured = static_cast<double>(s.B * s.T) / step;
   const double floor = MatrixCeiling(bf16) / FlopsPerToken(model);
-  std::printf("%-18s %s  %8.0f tok/s   ceiling of its products %9.0f tok/s   ratio %.2f\n", s.name,
-              bf16 ? "bf16" : "fp32", measured, floor, measured / floor);
+  const at::Tensor& weights = model.parameters().master();
+  const uint64_t hash = base::Hash64(weights.const_data_ptr<float>(), weights.nbytes());
+  std::printf("%-18s %s  %8.0f tok/s   ceiling of its products %9.0f tok/s   ratio %.2f  %016llx\n",
+              s.name, bf16 ? "bf16" : "fp32", measured, floor, measured / floor,
+              static_cast<unsigned long long>(hash));
   std::fflush(stdout);
   return {{"shape", s.name},
           {"compute", bf16 ? "bf16" : "fp32"},
           {"tokens_per_second", measured},
           {"floor_tokens_per_second", floor},
-          {"ratio", measured / floor}};
+          {"ratio", measured / floor},
+          {"hash", absl::StrCat(absl::Hex(hash))}};
 }
 
 int Main(int argc, char** argv) {
@@ -115,10 +124,7 @@ int Main(int argc, char** argv) {
   for (const Shape& shape : kShapes) {
     for (bool bf16 : {false, true}) results.push_back(RunShape(shape, bf16, steps));
   }
-  if (json_path.empty()) return 0;
-  std::ofstream out(json_path);
-  out << results.dump(2) << "\n";
-  return out.good() ? 0 : 1;
+  return bench::WriteJson(json_path, results);
 }
 
 }  // namespace

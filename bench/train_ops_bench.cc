@@ -3,15 +3,20 @@
 // measured in this run, or the operations at the measured peak, whichever takes longer; and beside
 // the plain loops. Operations are those of the formulae: of WKV-7 those of the recurrence.
 //
-//   train_ops_bench
+//   train_ops_bench [--json FILE]
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "bench/ceilings.h"
+#include "bench/write_json.h"
+#include "engine/base/file.h"
 #include "kernels/train/train_ops.h"
 
 namespace skein::bench {
@@ -64,6 +69,17 @@ class Bench {
             {"wkv7", [this](const auto& ops) { Wkv7(ops); }, 23 * n, (9 + 25) * s_.N * n},
             {"norm_bonus_gate", [this](const auto& ops) { Gate(ops); }, 17 * n, 50 * n},
             {"relu_squared", [this](const auto& ops) { Relu(ops); }, 5 * n, 4 * n}};
+  }
+
+  // Of all that a case may have written.
+  uint64_t Hash() const {
+    uint64_t hash = 0;
+    const auto add = [&hash](const std::vector<float>& values) {
+      hash = base::Hash64(values.data(), values.size() * sizeof(float), hash);
+    };
+    for (const auto& array : arrays_) add(array);
+    for (const auto* values : {&mixed_, &states_, &rows_}) add(*values);
+    return hash;
   }
 
  private:
@@ -140,7 +156,7 @@ class Bench {
   std::vector<float> mixed_, states_, rows_, partial_;
 };
 
-void Run() {
+nlohmann::json Run() {
   use_thread_time = true;
   SerialStream stream;
   std::vector<char> memory(256 << 20);
@@ -149,24 +165,41 @@ void Run() {
   const TrainOps<float>& ops = ActiveTrainOps<float>();
   std::printf("one thread, tier %s, %.1f GB/s, %.1f GFLOP/s\n", ops.tier, bandwidth * 1e-9,
               peak * 1e-9);
+  nlohmann::json results = nlohmann::json::array();
   for (const Shape& s : {Shape{32, 96, 128, 32}, Shape{8, 512, 768, 64}}) {
-    std::printf("B%ld T%ld C%ld N%ld\n%-18s %10s %10s %8s %10s\n", s.B, s.T, s.C, s.N,
-                "forward+backward", "ms", "floor ms", "ratio", "plain ms");
+    std::printf("B%ld T%ld C%ld N%ld\n%-18s %10s %10s %8s %10s  %s\n", s.B, s.T, s.C, s.N,
+                "forward+backward", "ms", "floor ms", "ratio", "plain ms", "hash");
     Bench bench(s);
     for (const Case& c : bench.Cases()) {
+      c.run(ops);
+      const uint64_t hash = bench.Hash();
       const double seconds = Measure(0.3, [&] { c.run(ops); }).best;
       const double plain = Measure(0, [&] { c.run(PlainTrainOps<float>()); }).best;
       const double floor = std::max(4 * c.floats / bandwidth, peak > 0 ? c.flops / peak : 0);
-      std::printf("%-18s %10.3f %10.3f %8.2f %10.3f\n", c.name.c_str(), seconds * 1e3, floor * 1e3,
-                  seconds / floor, plain * 1e3);
+      std::printf("%-18s %10.3f %10.3f %8.2f %10.3f  %016llx\n", c.name.c_str(), seconds * 1e3,
+                  floor * 1e3, seconds / floor, plain * 1e3, static_cast<unsigned long long>(hash));
+      results.push_back({{"name", c.name},
+                         {"shape", {{"B", s.B}, {"T", s.T}, {"C", s.C}, {"N", s.N}}},
+                         {"seconds", seconds},
+                         {"floor_seconds", floor},
+                         {"ratio", seconds / floor},
+                         {"plain_seconds", plain},
+                         {"hash", absl::StrCat(absl::Hex(hash))}});
     }
   }
+  return {{"tier", ops.tier},
+          {"read_bytes_per_second", bandwidth},
+          {"peak_flops", peak},
+          {"results", results}};
 }
 
 }  // namespace
 }  // namespace skein::bench
 
-int main() {
-  skein::bench::Run();
-  return 0;
+int main(int argc, char** argv) {
+  std::string json;
+  CLI::App app("training operators beside their floor", "train_ops_bench");
+  app.add_option("--json", json, "also write the figures there");
+  CLI11_PARSE(app, argc, argv);
+  return skein::bench::WriteJson(json, skein::bench::Run());
 }
