@@ -5,12 +5,13 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/GradMode.h>
 #include <cpuid.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_format.h"
+#include "kernels/cpu/host_limits.h"
+
 namespace skein::trainer {
 namespace {
 
@@ -29,15 +30,10 @@ double Seconds(const at::Tensor& x, const at::Tensor& w, bool bf16) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-int AvailableProcessors() {
-  cpu_set_t set;
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 }  // namespace
 
 int SetUpThreads(int64_t threads) {
-  const int n = threads > 0 ? static_cast<int>(threads) : AvailableProcessors();
+  const int n = threads > 0 ? static_cast<int>(threads) : kernels::UsableThreads();
   at::set_num_threads(n);
   at::globalContext().setFlushDenormal(true);
   at::parallel_for(0, n, 1, [](int64_t, int64_t) { at::globalContext().setFlushDenormal(true); });

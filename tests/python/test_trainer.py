@@ -235,6 +235,23 @@ def test_one_folder_one_trainer(tmp_path):
         first.stdout.close()
 
 
+def test_threads_are_those_of_the_cpu_quota(tmp_path):
+    """A control group of one CPU, as a container with --cpus 1 has it: no second thread would ever run beside the first."""
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup" / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "cgroups").write_text("0::/\n")
+    mounts = f"mount --bind {tmp_path}/cgroup /sys/fs/cgroup && mount --bind {tmp_path}/cgroups /proc/self/cgroup"
+    within = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*within, mounts], capture_output=True).returncode != 0:
+        pytest.skip("this machine lets a test mount nothing")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor is all there is")
+    run = settings(tmp_path, **{"train.threads": 0, "train.steps": 1, "train.warmup": 0, "evaluate.every": 0})
+    done = subprocess.run([*within, f'{mounts} && exec "$@"', "sh", TRAIN, *run], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert ", 1 threads" in done.stdout
+
+
 def test_resume_refuses_another_config(whole):
     changed = train(settings(whole, **{"run.resume": "always", "train.lr": 1e-3}))
     assert changed.returncode == 1
