@@ -47,9 +47,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadWorldVocabulary(const std::string
 
 // The checkpoint's own tokenizer from its metadata; else by vocabulary rows: 65536 -> the World
 // vocabulary file at `world_path`, 257 -> bytes. FAILED_PRECONDITION says what is missing and which
-// key or file gives it.
+// `key` of the caller's config, or which file, gives it.
 absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint,
-                                                        const std::string& world_path);
+                                                        const std::string& world_path,
+                                                        absl::string_view key = "model.vocabulary");
 
 // Turns a stream of token bytes into valid UTF-8: holds back an incomplete tail (<= 3 bytes),
 // replaces each invalid byte (bad lead, overlong, surrogate, beyond U+10FFFF) by U+FFFD and

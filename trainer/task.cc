@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
+#include "engine/chat_template.h"
 #include "trainer/dataset.h"
 #include "trainer/demo_data.h"
 
@@ -40,7 +41,7 @@ absl::Status MakeTokenizer(const Config& config, const engine::Checkpoint* init,
   } else if (name == "bytes" || (name == "auto" && init == nullptr)) {
     task->tokenizer = engine::NewByteTokenizer();
   } else if (name == "auto") {
-    SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::TokenizerFor(*init, ""));
+    SKEIN_ASSIGN_OR_RETURN(task->tokenizer, engine::TokenizerFor(*init, "", "data.tokenizer"));
     auto vocabulary = init->metadata().find(engine::kMetaVocabulary);
     if (vocabulary != init->metadata().end())
       task->metadata[engine::kMetaVocabulary] = vocabulary->second;
@@ -66,6 +67,15 @@ void DescribeDemo(Task* task) {
   task->description = "dialogues made on the fly";
 }
 
+// What the checkpoint was served with, also when its file does not say so (a published .pth).
+absl::Status KeepChatTemplate(const engine::Checkpoint& init, Task* task) {
+  SKEIN_ASSIGN_OR_RETURN(const engine::ChatTemplate chat, engine::ChatTemplate::For(init));
+  task->metadata[engine::kMetaChatTemplate] = chat.name();
+  const auto stops = init.metadata().find(engine::kMetaStops);
+  if (stops != init.metadata().end()) task->metadata[engine::kMetaStops] = stops->second;
+  return absl::OkStatus();
+}
+
 absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Task* task) {
   SKEIN_ASSIGN_OR_RETURN(Dataset data, LoadDataset(config.data, *task->tokenizer));
   SKEIN_ASSIGN_OR_RETURN(
@@ -77,12 +87,7 @@ absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Tas
   task->source = std::make_unique<WindowSource>(data.train, sampler, config.train.context,
                                                 config.data.document_reset);
   task->metadata[engine::kMetaChatTemplate] = data.messages ? "rwkv" : "none";
-  if (init != nullptr && !data.messages) {
-    for (const char* key : {engine::kMetaChatTemplate, engine::kMetaStops}) {
-      auto it = init->metadata().find(key);
-      if (it != init->metadata().end()) task->metadata[key] = it->second;
-    }
-  }
+  if (init != nullptr && !data.messages) SKEIN_RETURN_IF_ERROR(KeepChatTemplate(*init, task));
   task->description = absl::StrFormat("%s (%d tokens, %d windows by %s; validation %d tokens)",
                                       config.data.train, data.train.size(), sampler.windows(),
                                       sampler.magic_prime() ? "magic prime" : "permutation",

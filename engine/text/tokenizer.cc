@@ -37,28 +37,33 @@ class ByteTokenizer : public Tokenizer {
   std::array<char, 256> bytes_;
 };
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> WorldFromFile(const std::string& world_path) {
-  auto tokenizer = LoadWorldVocabulary(world_path);
-  if (!absl::IsNotFound(tokenizer.status()) && !world_path.empty()) return tokenizer;
-  return absl::FailedPreconditionError(
-      absl::StrCat("this model needs the World vocabulary, rwkv_vocab_v20230424.txt, and ",
-                   world_path.empty() ? std::string("no path to it is given")
-                                      : absl::StrCat("'", world_path, "' is not there"),
-                   "; deploy/install-deps.sh fetches it, and skeind takes its path in the key "
-                   "model.vocabulary"));
+// Where the World vocabulary is when a checkpoint does not bring it, and which key says so.
+struct WorldFile {
+  const std::string& path;
+  absl::string_view key;
+};
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> WorldFromFile(const WorldFile& world) {
+  auto tokenizer = LoadWorldVocabulary(world.path);
+  if (!absl::IsNotFound(tokenizer.status()) && !world.path.empty()) return tokenizer;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "this model needs the World vocabulary, rwkv_vocab_v20230424.txt, and ",
+      world.path.empty() ? std::string("no path to it is given")
+                         : absl::StrCat("'", world.path, "' is not there"),
+      "; deploy/install-deps.sh fetches it, and the key ", world.key, " takes its path"));
 }
 
 // What the checkpoint says about its own tokenizer; `kind` is empty when it says nothing.
 absl::StatusOr<std::unique_ptr<Tokenizer>> FromMetadata(const std::string& kind,
                                                         const Checkpoint& checkpoint,
-                                                        const std::string& world_path) {
+                                                        const WorldFile& world) {
   if (kind == "bytes") return NewByteTokenizer();
   if (kind != "world") {
     return absl::FailedPreconditionError(absl::StrCat(
         "its metadata ", kMetaTokenizer, " is '", kind, "'; supported are 'world' and 'bytes'"));
   }
   const auto vocabulary = checkpoint.metadata().find(kMetaVocabulary);
-  if (vocabulary == checkpoint.metadata().end()) return WorldFromFile(world_path);
+  if (vocabulary == checkpoint.metadata().end()) return WorldFromFile(world);
   auto tokenizer = ParseWorldVocabulary(vocabulary->second);
   if (!tokenizer.ok()) {
     return absl::FailedPreconditionError(
@@ -68,12 +73,12 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> FromMetadata(const std::string& kind,
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Choose(const Checkpoint& checkpoint, int32_t V,
-                                                  const std::string& world_path) {
+                                                  const WorldFile& world) {
   if (const auto kind = checkpoint.metadata().find(kMetaTokenizer);
       kind != checkpoint.metadata().end()) {
-    return FromMetadata(kind->second, checkpoint, world_path);
+    return FromMetadata(kind->second, checkpoint, world);
   }
-  if (V == kWorldRows) return WorldFromFile(world_path);
+  if (V == kWorldRows) return WorldFromFile(world);
   if (V == kByteRows) return NewByteTokenizer();
   return absl::FailedPreconditionError(absl::StrCat(
       "it has ", V, " vocabulary rows and does not say which tokenizer it was trained with; ",
@@ -111,9 +116,10 @@ uint64_t Tokenizer::Fingerprint() const {
 std::unique_ptr<Tokenizer> NewByteTokenizer() { return std::make_unique<ByteTokenizer>(); }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const Checkpoint& checkpoint,
-                                                        const std::string& world_path) {
+                                                        const std::string& world_path,
+                                                        absl::string_view key) {
   SKEIN_ASSIGN_OR_RETURN(const ModelConfig config, checkpoint.Config());
-  auto tokenizer = Choose(checkpoint, config.V, world_path);
+  auto tokenizer = Choose(checkpoint, config.V, {world_path, key});
   if (!tokenizer.ok()) {
     return absl::Status(tokenizer.status().code(),
                         absl::StrCat(checkpoint.path(), ": ", tokenizer.status().message()));

@@ -124,6 +124,26 @@ def test_the_printed_command_serves_with_a_vocabulary_of_any_size(tmp_path, toke
     assert serves(command, tmp_path)
 
 
+def test_a_published_pth_keeps_its_chat_template(tmp_path):
+    """It has no metadata; 65,536 rows say what it is: the World vocabulary, which is not in the file, and its chats."""
+    vocabulary = tmp_path / "vocabulary.txt"
+    entries = [bytes([i]) for i in range(256)] + [b"<%d>" % i for i in range(65529 - 256)]
+    vocabulary.write_text("".join(f"{i} {entry!r} {len(entry)}\n" for i, entry in enumerate(entries, 1)))
+    small = {"model.layers": 1, "model.width": 16, "train.steps": 1, "train.warmup": 0, "evaluate.every": 0}
+    first = train(settings(tmp_path, **small, **{"data.tokenizer": vocabulary, "save.pth": True}))
+    assert first.returncode == 0, first.stderr
+    _, metadata = tensors(tmp_path / "run" / "last.safetensors")
+    assert metadata["skein.chat_template"] == "none"  # it has seen no conversation
+    more = {**small, "model.init_from": tmp_path / "run" / "last.pth"}
+    refused = train(settings(tmp_path, "more", **more))
+    assert refused.returncode == 1
+    assert "the key data.tokenizer takes its path" in refused.stderr and "model.vocabulary" not in refused.stderr
+    done = train(settings(tmp_path, "more", **more, **{"data.tokenizer": vocabulary}))
+    assert done.returncode == 0, done.stderr
+    _, metadata = tensors(tmp_path / "more" / "last.safetensors")
+    assert (metadata["skein.chat_template"], metadata["skein.tokenizer"]) == ("rwkv", "world")
+
+
 def test_log_has_every_step_and_the_loss_falls(whole):
     lines = [json.loads(line) for line in (whole / "run" / "log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}

@@ -111,8 +111,9 @@ TEST(TokenizerForTest, RowsDecideWithoutMetadata) {
 }
 
 TEST(TokenizerForTest, SaysWhatIsMissing) {
-  EXPECT_THAT(ErrorOf(TinyCheckpoint(65536, {}), "/no/such/vocabulary"),
-              HasSubstr("'/no/such/vocabulary' is not there"));
+  EXPECT_THAT(
+      ErrorOf(TinyCheckpoint(65536, {}), "/no/such/vocabulary"),
+      AllOf(HasSubstr("'/no/such/vocabulary' is not there"), HasSubstr("model.vocabulary")));
   EXPECT_THAT(ErrorOf(TinyCheckpoint(65536, {}), ""), HasSubstr("no path to it is given"));
   EXPECT_THAT(ErrorOf(TinyCheckpoint(300, {{kMetaTokenizer, "world"}}), "/no/such/vocabulary"),
               HasSubstr("rwkv_vocab_v20230424.txt"));
