@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps deps-test deps-interop deps-peers configure programs build serve chat train test soak test-interop \
-        bench bench-article bench-peers format format-check install clean
+        bench bench-shakespeare bench-article bench-peers format format-check install clean
 
 export SKEIN_DEPS ?= $(HOME)/.cache/skein
 # Another clone of the same files finds its objects in the compiler cache.
@@ -26,7 +26,7 @@ SOURCES = $(shell find kernels engine server trainer client tests bench -name '*
 
 help:  ## this list
 	@echo "make <target>:"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 deps:  ## install what building and serving need (Debian 12)
 	@deploy/install-deps.sh
@@ -82,6 +82,10 @@ test-interop: deps-interop configure  ## tests against the full torch, rwkv, saf
 bench: deps configure  ## decode, prefill, serving, training beside their floors (2 minutes); ALL=1 for every benchmark
 	@$(BUILD_ALL) --target $(BENCHES) $(if $(ALL),$(MORE_BENCHES))
 	@bench/run.sh $(BUILD) $(if $(ALL),all)
+
+bench-shakespeare: deps programs  ## tiny-shakespeare at nanoGPT's CPU budget: validation loss under 1.88 or it fails (2 minutes)
+	@mkdir -p $(BUILD)/bench
+	@bench/tiny_shakespeare.py --build $(BUILD) --json $(BUILD)/bench/shakespeare.json $(if $(TEXT),--text "$(TEXT)")
 
 bench-article: deps configure  ## Skein beside a transformer: time, memory, quality, batches (15 minutes); QUICK=1 for two
 	@$(BUILD_ALL) --target article_bench
