@@ -134,8 +134,8 @@ absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
   return SaveAtTheEnd();
 }
 
-// Forward and backward of all micro-batches; false when the loss is not finite.
-bool TrainingRun::AccumulateGradient(StepLine* line) {
+// Forward and backward of all micro-batches. Why there is no gradient to step by; empty: there is.
+std::string TrainingRun::AccumulateGradient(StepLine* line) {
   const int64_t B = config_.train.batch, parts = config_.train.accumulate;
   std::vector<Batch> batches;
   LossDenominators denominators{0, 0};
@@ -144,8 +144,9 @@ bool TrainingRun::AccumulateGradient(StepLine* line) {
     denominators.weights += batches.back().weight_sum;
     denominators.rows += static_cast<double>(batches.back().used);
   }
+  if (denominators.rows == 0) return "none of its labels counts";
   double sum = 0;
-  for (int64_t i = 0; i < parts && denominators.rows > 0; ++i) {
+  for (int64_t i = 0; i < parts; ++i) {
     ForwardOptions options;
     options.dropout = config_.model.dropout;
     options.dropout_seed = Mix64(Mix64(static_cast<uint64_t>(config_.train.seed), kDropoutStream),
@@ -156,18 +157,19 @@ bool TrainingRun::AccumulateGradient(StepLine* line) {
     if (!std::isfinite(part) || !std::isfinite(loss.item<double>())) break;
     loss.backward();
   }
-  line->loss = denominators.rows > 0 ? sum / denominators.weights : 0;
-  return std::isfinite(line->loss);
+  line->loss = sum / denominators.weights;
+  if (!std::isfinite(line->loss)) return absl::StrFormat("the loss is not finite (%g)", line->loss);
+  line->norm = optimizer_->GradientNorm();
+  if (std::isfinite(line->norm)) return "";
+  return absl::StrFormat("the gradient is not finite (norm %g, loss %g)", line->norm, line->loss);
 }
 
 void TrainingRun::Step() {
   const auto start = std::chrono::steady_clock::now();
   StepLine line;
   line.lr = schedule_.At(progress_.step);
-  const bool finite = AccumulateGradient(&line);
-  line.norm = finite ? optimizer_->GradientNorm() : 0;
-  const bool good = finite && std::isfinite(line.norm);
-  if (good) {
+  const std::string skipped = AccumulateGradient(&line);
+  if (skipped.empty()) {
     optimizer_->Step(line.lr, line.norm);
   } else {
     optimizer_->Skip();
@@ -180,10 +182,10 @@ void TrainingRun::Step() {
   line.tokens_per_second =
       static_cast<double>(tokens) /
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (good) {
+  if (skipped.empty()) {
     reporter_->Step(line, progress_.tokens_seen);
   } else {
-    reporter_->Skipped(line.step, line.loss, line.norm);
+    reporter_->Skipped(line.step, skipped);
   }
 }
 

@@ -40,7 +40,7 @@ class TrainingRun {
   absl::Status CheckResumable(const std::string& printed_config);
   void Introduce(const std::string& compute, int threads) const;
   void Step();
-  bool AccumulateGradient(StepLine* line);
+  std::string AccumulateGradient(StepLine* line);
   void MaybeValidate(bool last);
   std::vector<std::string> Samples() const;
   absl::Status SaveState();

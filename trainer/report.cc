@@ -43,15 +43,9 @@ void Reporter::Step(const StepLine& line, int64_t tokens_seen) {
                       {"train/tokens_per_second", line.tokens_per_second}});
 }
 
-void Reporter::Skipped(int64_t step, double loss, double norm) {
-  Print(
-      absl::StrFormat("step %d: skipped, the %s is not finite (loss %g, gradient norm %g); the "
-                      "weights are as before",
-                      step, std::isfinite(loss) ? "gradient" : "loss", loss, norm));
-  Write(Dump({{"step", step},
-              {"skipped", true},
-              {"loss", absl::StrCat(loss)},
-              {"grad_norm", absl::StrCat(norm)}}));
+void Reporter::Skipped(int64_t step, const std::string& reason) {
+  Print(absl::StrFormat("step %d: skipped, %s; the weights are as before", step, reason));
+  Write(Dump({{"step", step}, {"skipped", true}, {"reason", reason}}));
 }
 
 void Reporter::Validation(const ValidationReport& r) {

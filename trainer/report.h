@@ -27,7 +27,7 @@ class Reporter {
   // `folder` outlives the reporter.
   Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step);
   void Step(const StepLine& line, int64_t tokens_seen);
-  void Skipped(int64_t step, double loss, double norm);
+  void Skipped(int64_t step, const std::string& reason);
   void Validation(const ValidationReport& report);
   void Print(const std::string& text) { bar_.Print(text); }
   void Finish() { bar_.Finish(); }

@@ -307,6 +307,34 @@ def test_a_non_finite_step_is_skipped_and_said(tmp_path, whole):
         assert np.isnan(numbers).sum() == expected, name
 
 
+def steps_without_labels(tmp_path, **more):
+    """Windows of a conversation in which the user talks long: what he says has no loss weight. The number skipped."""
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": [
+        {"role": "user", "content": "tell me more " * 30}, {"role": "assistant", "content": "no " * 30}]}) + "\n"
+        for _ in range(20)))
+    done = train(settings(tmp_path, **{"data.train": tmp_path / "data.jsonl", "train.batch": 1, "train.accumulate": 1,
+                                       "evaluate.every": 0, "save.initial": True, **more}))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.count("skipped, none of its labels counts; the weights are as before")
+
+
+def test_a_step_without_labels_is_no_step(tmp_path):
+    skipped = steps_without_labels(tmp_path)
+    assert 5 < skipped < STEPS - 5
+    _, metadata = tensors(tmp_path / "run" / "state.safetensors")
+    assert (int(metadata["step"]), int(metadata["updates"])) == (STEPS, STEPS - skipped)
+    weights, _ = tensors(tmp_path / "run" / "last.safetensors")
+    assert all(np.isfinite(np.frombuffer(value, "<f4")).all() for value in weights.values())
+
+
+def test_steps_without_any_label_change_nothing(tmp_path):
+    """Neither weight decay nor momentum."""
+    assert steps_without_labels(tmp_path, **{"data.assistant_weight": 0}) == STEPS
+    weights, _ = tensors(tmp_path / "run" / "last.safetensors")
+    initial, _ = tensors(tmp_path / "run" / "initial.safetensors")
+    assert weights == initial
+
+
 @pytest.mark.parametrize("change, message", [
     ({"train.lerning_rate": 1}, "train.lerning_rate"),
     ({"model.head_size": 24}, "multiple of 16"),
