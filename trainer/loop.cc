@@ -115,6 +115,8 @@ absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
   if (config_.save.initial && progress_.step == 0) {
     SKEIN_RETURN_IF_ERROR(SaveCheckpoint(folder_->File("initial.safetensors")));
   }
+  // The state of the last step is written after the last validation.
+  const bool finished = folder_->has_state() && progress_.step == config_.train.steps;
   while (progress_.step < config_.train.steps) {
     if (stop) {
       reporter_->Finish();
@@ -130,7 +132,7 @@ absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
     if (config_.save.every > 0 && progress_.step % config_.save.every == 0) SaveDuringTraining();
   }
   reporter_->Finish();
-  MaybeValidate(true);
+  if (!finished) MaybeValidate(true);
   return SaveAtTheEnd();
 }
 
@@ -249,15 +251,16 @@ absl::Status TrainingRun::SaveCheckpoint(const std::string& path) const {
   return ExportCheckpoint(path, model_->parameters(), config_.save.dtype, Metadata());
 }
 
-// A full disk in the middle of a run is said and survived: the files of the last save are whole,
-// and the next save tries again.
+// The state last: what was not written when the process was killed, the resumed run writes again. A
+// full disk is said and survived: the files of the last save are whole, and the next save tries
+// again.
 void TrainingRun::SaveDuringTraining() {
-  absl::Status status = SaveState();
-  if (status.ok()) status = SaveCheckpoint(folder_->File("last.safetensors"));
+  absl::Status status = SaveCheckpoint(folder_->File("last.safetensors"));
   if (status.ok() && config_.save.keep_every) {
     status =
         SaveCheckpoint(folder_->File(absl::StrFormat("step-%06d.safetensors", progress_.step)));
   }
+  if (status.ok()) status = SaveState();
   if (status.ok()) return;
   reporter_->Print(absl::StrCat("warning: step ", progress_.step,
                                 " is not saved, the save before it is whole: ", status.message()));

@@ -5,6 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "engine/base/check.h"
+#include "engine/base/file.h"
 
 namespace skein::trainer {
 namespace {
@@ -15,12 +18,25 @@ std::string Dump(const json& object) {  // samples may hold bytes that are not U
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+// The lines of a log up to a step. What was killed may have logged more steps than it saved, and
+// the last line by half; the resumed run makes them again.
+std::string LinesUpTo(int64_t step, const std::string& log) {
+  std::string kept;
+  for (const absl::string_view line : absl::StrSplit(log, '\n', absl::SkipEmpty())) {
+    const json object = json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+    if (object.is_object() && object.value("step", step + 1) <= step)
+      absl::StrAppend(&kept, line, "\n");
+  }
+  return kept;
+}
+
 }  // namespace
 
 Reporter::Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step)
     : config_(config), folder_(folder), bar_(first_step, config.every) {
+  if (folder->existed()) Complain(CutLog(first_step));
   if (!config.tensorboard) return;
-  auto events = EventWriter::Create(folder->path());
+  auto events = EventWriter::Create(folder->path(), first_step);
   if (events.ok()) {
     events_ = *std::move(events);
   } else {
@@ -66,6 +82,13 @@ void Reporter::Validation(const ValidationReport& r) {
   }
   Write(Dump(object));
   Scalars(r.step, scalars);
+}
+
+absl::Status Reporter::CutLog(int64_t step) {
+  auto log = base::ReadFile(folder_->LogFile());
+  if (absl::IsNotFound(log.status())) return absl::OkStatus();
+  SKEIN_RETURN_IF_ERROR(log.status());
+  return base::WriteFileAtomically(folder_->LogFile(), LinesUpTo(step, *log));
 }
 
 void Reporter::Write(const std::string& line) { Complain(folder_->Log(line)); }

@@ -24,7 +24,8 @@ struct ValidationReport {
 
 class Reporter {
  public:
-  // `folder` outlives the reporter.
+  // `folder` outlives the reporter. What its log says of steps after `first_step` is forgotten:
+  // they are about to be made again.
   Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step);
   void Step(const StepLine& line, int64_t tokens_seen);
   void Skipped(int64_t step, const std::string& reason);
@@ -33,6 +34,7 @@ class Reporter {
   void Finish() { bar_.Finish(); }
 
  private:
+  absl::Status CutLog(int64_t step);
   void Write(const std::string& json);
   void Scalars(int64_t step, const std::vector<std::pair<std::string, double>>& values);
   void Complain(const absl::Status& status);

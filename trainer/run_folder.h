@@ -27,7 +27,8 @@ class RunFolder {
   const std::string& path() const { return path_; }
   std::string File(const std::string& name) const { return path_ + "/" + name; }
   std::string StateFile() const { return File("state.safetensors"); }
-  // One JSON object on a line of log.jsonl.
+  std::string LogFile() const { return File("log.jsonl"); }
+  // One JSON object on a line of the log.
   absl::Status Log(const std::string& json);
 
  private:

@@ -41,7 +41,7 @@ void Bytes(std::string* out, int field, const std::string& value) {
 }
 
 // Event: wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5
-// (Summary).
+// (Summary), session_log = 7 (SessionLog).
 std::string EventHead(int64_t step) {
   std::string event;
   Tag(&event, 1, kFixed64);
@@ -58,6 +58,16 @@ std::string SummaryValue(const std::string& tag, double number) {
   Tag(&value, 2, kFixed32);
   Fixed(&value, static_cast<float>(number));
   return value;
+}
+
+// TensorBoard drops what it has read of this step and later ones. SessionLog: status = 1 (START =
+// 1).
+std::string SessionStart(int64_t step) {
+  std::string session, event = EventHead(step);
+  Tag(&session, 1, kVarint);
+  Varint(&session, 1);
+  Bytes(&event, 7, session);
+  return event;
 }
 
 }  // namespace
@@ -83,7 +93,8 @@ uint32_t MaskedCrc32c(const void* data, size_t bytes) {
   return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
 }
 
-absl::StatusOr<std::unique_ptr<EventWriter>> EventWriter::Create(const std::string& folder) {
+absl::StatusOr<std::unique_ptr<EventWriter>> EventWriter::Create(const std::string& folder,
+                                                                 int64_t first_step) {
   const std::string path = absl::StrCat(folder, "/events.out.tfevents.",
                                         static_cast<int64_t>(Now()), ".skein.", getpid());
   std::FILE* file = std::fopen(path.c_str(), "wb");
@@ -92,6 +103,7 @@ absl::StatusOr<std::unique_ptr<EventWriter>> EventWriter::Create(const std::stri
   std::string version = EventHead(0);
   Bytes(&version, 3, "brain.Event:2");
   SKEIN_RETURN_IF_ERROR(writer->Write(version));
+  SKEIN_RETURN_IF_ERROR(writer->Write(SessionStart(first_step + 1)));
   return writer;
 }
 

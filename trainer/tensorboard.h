@@ -16,8 +16,10 @@ namespace skein::trainer {
 
 class EventWriter {
  public:
-  // A new file in `folder`, named so that TensorBoard finds it.
-  static absl::StatusOr<std::unique_ptr<EventWriter>> Create(const std::string& folder);
+  // A new file in `folder`, named so that TensorBoard finds it. It forgets what older files there
+  // say of steps after `first_step`.
+  static absl::StatusOr<std::unique_ptr<EventWriter>> Create(const std::string& folder,
+                                                             int64_t first_step);
   ~EventWriter();
   EventWriter(const EventWriter&) = delete;
   EventWriter& operator=(const EventWriter&) = delete;

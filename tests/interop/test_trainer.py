@@ -154,6 +154,28 @@ def test_tensorboard_reads_the_events(run):
     assert {"train/lr", "train/grad_norm", "train/tokens_per_second"} <= set(events.Tags()["scalars"])
 
 
+def test_tensorboard_sees_each_step_of_a_killed_and_resumed_run_once(run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    arguments = [part for key, value in {
+        "run.folder": tmp_path / "run", "run.resume": "auto", "data.train": run / "data.txt", "model.layers": 1,
+        "model.width": 32, "model.head_size": 16, "train.context": 16, "train.batch": 2, "train.steps": 30,
+        "train.warmup": 1, "train.threads": 1, "evaluate.every": 5, "evaluate.max_windows": 4, "evaluate.samples": 0,
+        "save.every": 10, "log.every": 1}.items() for part in ("--set", f"{key}={value}")]
+    process = subprocess.Popen([TRAIN, *arguments], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 17/30"):
+            process.kill()
+            break
+    assert process.wait() == -9
+    process.stdout.close()
+    assert subprocess.run([TRAIN, *arguments], capture_output=True, timeout=500).returncode == 0
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [s.step for s in events.Scalars("train/loss")] == list(range(1, 31))
+    assert [s.step for s in events.Scalars("validation/loss")] == [5, 10, 15, 20, 25, 30]
+
+
 def test_binidx_reads_as_megatron_wrote_it(run, tmp_path):
     """The written index, by the format's own description."""
     done = subprocess.run([TRAIN, "--set", f"data.train={run}/data.txt", "--set", "data.validation_fraction=0",

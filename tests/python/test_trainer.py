@@ -33,6 +33,7 @@ def text(path):
 
 
 def settings(tmp_path, folder="run", **more):
+    tmp_path.mkdir(exist_ok=True)
     data = tmp_path / "data.txt"
     if not data.exists():
         text(data)
@@ -173,21 +174,92 @@ def test_eighty_columns_show_speed_and_eta(tmp_path):
             assert part in line
 
 
-def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path, whole):
+def kill_at_random_steps(tmp_path, times, **more):
+    """Starts the run, goes on with it, and kills it every time; how often it had come to the step."""
     rng = random.Random()
     kills = 0
-    for _ in range(3):
-        process = start(settings(tmp_path, **{"run.resume": "auto"}))
+    for _ in range(times):
+        process = start(settings(tmp_path, **{"run.resume": "auto", **more}))
         reached = wait_for_step(process, rng.randint(1, STEPS - 2))
         time.sleep(rng.random() * 0.05)
         process.kill()
         process.wait()
         process.stdout.close()
         kills += reached
-    assert kills > 0
+    return kills
+
+
+def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path, whole):
+    assert kill_at_random_steps(tmp_path, 3) > 0
     done = train(settings(tmp_path, **{"run.resume": "auto"}))
     assert done.returncode == 0, done.stderr
     same_end(whole, tmp_path)
+    assert_logged_once(tmp_path)
+
+
+def assert_logged_once(path):
+    """Every step, also those that were made again because a kill came before they were saved."""
+    lines = [json.loads(line) for line in (path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [15, 30, STEPS]
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_resume_is_exact_on_two_threads_and_in_bf16(tmp_path, compute):
+    more = {"train.threads": 2, "train.compute": compute}
+    done = train(settings(tmp_path / "whole", **more))
+    assert done.returncode == 0, done.stderr
+    assert kill_at_random_steps(tmp_path, 2, **more) > 0
+    done = train(settings(tmp_path, **{"run.resume": "auto", **more}))
+    assert done.returncode == 0, done.stderr
+    same_end(tmp_path / "whole", tmp_path)
+
+
+def leftovers(folder):
+    """What is there of files that were not written to the end."""
+    return sorted(p.name for p in folder.glob("*.tmp.*"))
+
+
+def kill_while_it_writes(process, folder, name):
+    """kill -9 while `name` is half written: it is stopped, looked at, and let go on when it was not there any more."""
+    while process.poll() is None:
+        if not list(folder.glob(f"{name}.tmp.*")):
+            continue
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if list(folder.glob(f"{name}.tmp.*")):
+            process.kill()
+            break
+        os.kill(process.pid, signal.SIGCONT)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "last.safetensors", "step-*.safetensors"])
+def test_kill_9_while_it_writes_loses_nothing(tmp_path, whole, name):
+    run = settings(tmp_path, **{"run.resume": "auto", "save.every": 1, "save.keep_every": True})
+    process = subprocess.Popen([TRAIN, *run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = kill_while_it_writes(process, tmp_path / "run", name)
+    assert killed, "it was never caught while it wrote"
+    assert len(leftovers(tmp_path / "run")) == 1
+    done = train(run)
+    assert done.returncode == 0, done.stderr
+    same_end(whole, tmp_path)
+    assert leftovers(tmp_path / "run") == []
+    for step in range(1, STEPS):  # none is missing
+        tensors(tmp_path / "run" / f"step-{step:06}.safetensors")
+    assert_logged_once(tmp_path)
+
+
+def test_a_run_that_was_killed_at_its_first_write_starts(tmp_path):
+    """Nothing but a leftover: no run to go on with, and nothing to lose."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml.tmp.12345.0").write_text("run:\n  fol")
+    (tmp_path / "run" / "last.safetensors.tmp.12345.1").write_text("x")
+    refused = train(settings(tmp_path, **{"run.resume": "always"}))
+    assert refused.returncode == 1 and "holds no run to resume" in refused.stderr
+    done = train(settings(tmp_path, **{"train.steps": 2, "train.warmup": 0, "evaluate.every": 0}))
+    assert done.returncode == 0, done.stderr
+    assert leftovers(tmp_path / "run") == []
 
 
 def test_ctrl_c_writes_a_resumable_state(tmp_path, whole):
@@ -237,9 +309,10 @@ def test_a_run_folder_is_never_overwritten(whole):
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
+    (tmp_path / "run" / "thesis.txt.tmp.1.1").write_text("mine too")
     for mode in ["never", "auto", "always"]:
         assert train(settings(tmp_path, **{"run.resume": mode})).returncode == 1
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["thesis.txt", "thesis.txt.tmp.1.1"]
 
 
 def test_one_folder_one_trainer(tmp_path):
