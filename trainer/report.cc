@@ -8,6 +8,7 @@
 #include "absl/strings/str_split.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
+#include "engine/tokenizer.h"
 
 namespace skein::trainer {
 namespace {
@@ -16,6 +17,18 @@ using nlohmann::json;
 
 std::string Dump(const json& object) {  // samples may hold bytes that are not UTF-8
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+// A model of bytes may write any: a terminal gets valid UTF-8 without control characters.
+std::string Printable(const std::string& sample) {
+  std::string text;
+  engine::Utf8Stream stream;
+  stream.Push(sample, &text);
+  stream.Finish(&text);
+  for (char& c : text) {
+    if ((static_cast<unsigned char>(c) < ' ' && c != '\n') || c == 0x7f) c = '?';
+  }
+  return text;
 }
 
 // The lines of a log up to a step. What was killed may have logged more steps than it saved, and
@@ -69,7 +82,7 @@ void Reporter::Validation(const ValidationReport& r) {
                                      r.loss, r.bits_per_byte, r.best ? " (best so far)" : "");
   if (r.recall >= 0) text += absl::StrFormat(", recall of held-out values %.1f %%", 100 * r.recall);
   Print(text);
-  for (const std::string& sample : r.samples) Print("  | " + sample);
+  for (const std::string& sample : r.samples) Print("  | " + Printable(sample));
   json object = {{"step", r.step},
                  {"validation_loss", r.loss},
                  {"bits_per_byte", r.bits_per_byte},

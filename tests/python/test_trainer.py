@@ -153,6 +153,16 @@ def test_log_has_every_step_and_the_loss_falls(whole):
     assert any("bits_per_byte" in line for line in lines)
 
 
+def test_samples_of_any_bytes_do_not_harm_a_terminal(tmp_path):
+    """A model that has learnt nothing writes every byte there is."""
+    arguments = settings(tmp_path, **{"train.steps": 1, "train.warmup": 0, "evaluate.samples": 8, "evaluate.temperature": 1})
+    done = subprocess.run([TRAIN, *arguments], capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()  # valid UTF-8
+    assert shown.count("  | ") == 8 and "\ufffd" in shown
+    assert [c for c in shown if (c < " " and c != "\n") or c == "\x7f"] == []
+
+
 def test_eighty_columns_show_speed_and_eta(tmp_path):
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
