@@ -105,9 +105,12 @@ format:  ## format the C++ files
 format-check:  ## fail when a C++ file is not formatted
 	@$(CLANG_FORMAT) --dry-run --Werror $(SOURCES)
 
-install: deps configure  ## install into PREFIX (/usr/local)
-	@$(BUILD_ALL) --target skeind skein skein-train
-	cmake --install $(BUILD) --prefix "$(PREFIX)"
+# Under sudo neither downloads nor compilers run: root's folder of dependencies is another one, and the build is not root's.
+install:  ## install into PREFIX (/usr/local); with sudo: what 'make build' has built
+	@test -n "$(SUDO_USER)" || $(MAKE) --no-print-directory deps programs
+	@test -x $(BUILD)/bin/skeind -a -x $(BUILD)/bin/skein -a -x $(BUILD)/bin/skein-train || \
+	  { echo "make install: nothing is built yet: run 'make build' first, without sudo" >&2; exit 1; }
+	@cmake --install $(BUILD) --prefix "$(PREFIX)"
 
 clean:  ## remove the build folders; models and training runs stay
 	rm -rf build build-*
