@@ -1,6 +1,8 @@
 #pragma once
 // What the engine is asked and what it tells: plain data, no gRPC, no device.
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -132,11 +134,30 @@ struct PromptLogprobsEvent {
   std::vector<kernels::TokenValue> tokens;
 };
 
+// The most probable tokens at one place, in the event itself: a step that makes it allocates
+// nothing.
+class TopTokens {
+ public:
+  TopTokens() = default;
+  template <typename Iterator>  // at most kMaxTopLogprobs
+  TopTokens(Iterator begin, Iterator end) : size_(end - begin) {
+    std::copy(begin, end, values_.begin());
+  }
+  size_t size() const { return size_; }
+  const kernels::TokenValue* begin() const { return values_.data(); }
+  const kernels::TokenValue* end() const { return begin() + size_; }
+  const kernels::TokenValue& operator[](size_t i) const { return values_[i]; }
+
+ private:
+  size_t size_ = 0;
+  std::array<kernels::TokenValue, kernels::kMaxTopLogprobs> values_;
+};
+
 struct TokenEvent {
   int32_t token = 0;
   float logprob = 0;
   absl::Duration latency;  // since the token before it, or since prefill ended
-  std::vector<kernels::TokenValue> top;
+  TopTokens top;
 };
 
 struct Usage {

@@ -187,7 +187,7 @@ std::optional<End> Sequence::Accept(const kernels::SampleResult& result, absl::T
   event.token = result.token;
   event.logprob = result.logprob;
   event.latency = now - last_token;
-  if (result.num_top > 0) event.top.assign(result.top, result.top + result.num_top);
+  event.top = TopTokens(result.top, result.top + result.num_top);
   const bool may_stop = output_size() >= stopping.min_tokens;
   const bool end_of_document = result.token == kEndOfDocument && !stopping.ignore_eos;
   const std::vector<int32_t>& stops = stopping.stop_tokens;

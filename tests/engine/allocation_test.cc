@@ -4,7 +4,7 @@
 #include <new>
 
 #include "gtest/gtest.h"
-#include "tests/engine/engine_harness.h"
+#include "tests/engine/rwkv7_harness.h"
 
 namespace {
 thread_local int64_t allocations = 0;
@@ -24,24 +24,36 @@ void operator delete(void* p, size_t) noexcept { std::free(p); }
 namespace skein::engine {
 namespace {
 
-// Allocations of the engine thread between one step and the next, per step, once warm.
-std::vector<int64_t> AllocationsPerStep(Harness* h, std::vector<GenerateRequest> requests,
-                                        int64_t warm, int64_t end) {
-  std::vector<int64_t> counts;
-  counts.reserve(end);
-  int64_t before = 0;
-  h->model.before_step = [&](const StepBatch&) {
-    if (h->model.steps >= warm && h->model.steps < end) counts.push_back(allocations - before);
-    // As slow as a real model, so that the output shard keeps up and its queue stays small.
+// Counts the allocations of the engine thread from one step to the next, once it is warm.
+class StepAllocations final : public EngineObserver {
+ public:
+  StepAllocations(int64_t warm, int64_t end) : warm_(warm), end_(end) { counts_.reserve(end); }
+  void OnStep(const StepReport&) override {
+    if (steps_ >= warm_ && steps_ < end_) counts_.push_back(allocations - before_);
+    ++steps_;
+    // As slow as a large model, so that the output shard keeps up and its queue stays small.
     absl::SleepFor(absl::Microseconds(100));
-    before = allocations;
-  };
+    before_ = allocations;
+  }
+  void OnRequestDone(const RequestReport&) override {}
+  const std::vector<int64_t>& counts() const { return counts_; }
+
+ private:
+  const int64_t warm_, end_;
+  int64_t steps_ = 0, before_ = 0;
+  std::vector<int64_t> counts_;
+};
+
+std::vector<int64_t> AllocationsPerStep(EngineHarness* h, std::vector<GenerateRequest> requests,
+                                        int64_t warm, int64_t end) {
+  StepAllocations observer(warm, end);
+  h->observer = &observer;
   h->Start();
   std::vector<std::shared_ptr<CollectingSink>> sinks;
   for (const GenerateRequest& request : requests) sinks.push_back(h->Submit(request));
   for (const auto& sink : sinks) sink->Wait();
   h->engine.reset();
-  return counts;
+  return observer.counts();
 }
 
 int64_t Sum(const std::vector<int64_t>& counts) {
@@ -50,17 +62,18 @@ int64_t Sum(const std::vector<int64_t>& counts) {
   return sum;
 }
 
-TEST(Allocation, DecodeStepsAllocateNothing) {
-  Harness h;
+// Everything that a request can ask of sampling and stopping, without an end before its time.
+std::vector<GenerateRequest> Decoding(EngineHarness* h, int32_t tokens) {
   std::vector<GenerateRequest> requests;
   for (int i = 0; i < 8; ++i) {
-    GenerateRequest request = h.Request({1 + i, 2, 3});
-    request.stopping.max_tokens = 2000;
+    GenerateRequest request = h->Request({1 + i, 2, 3});
+    request.stopping.max_tokens = tokens;
     request.sampling.temperature = 1;
     request.sampling.frequency_penalty = 0.1f;
     request.sampling.repetition_penalty = 1.1f;
     request.sampling.penalty_decay = 0.99f;
     request.want_logprobs = true;
+    request.top_logprobs = kernels::kMaxTopLogprobs;
     // Partial matches come and go in every row all the time; none completes.
     for (int first = 1; first < 240; ++first) {
       request.stopping.stop_strings.push_back(std::string(1, static_cast<char>(first)) +
@@ -68,20 +81,50 @@ TEST(Allocation, DecodeStepsAllocateNothing) {
     }
     requests.push_back(request);
   }
-  const auto counts = AllocationsPerStep(&h, requests, 300, 1500);
+  return requests;
+}
+
+std::vector<GenerateRequest> Prefilling(EngineHarness* h, int32_t tokens) {
+  h->options.max_prefill_chunk = 4;
+  std::vector<GenerateRequest> requests;
+  for (int i = 0; i < 4; ++i) requests.push_back(h->Request(std::vector<int32_t>(tokens, 1 + i)));
+  return requests;
+}
+
+TEST(Allocation, DecodeStepsAllocateNothing) {
+  Harness h;
+  const auto counts = AllocationsPerStep(&h, Decoding(&h, 2000), 300, 1500);
   ASSERT_EQ(counts.size(), 1200u);
   EXPECT_EQ(Sum(counts), 0);
 }
 
 TEST(Allocation, PrefillStepsAllocateNothing) {
   Harness h;
-  h.options.max_prefill_chunk = 4;
-  std::vector<GenerateRequest> requests;
-  for (int i = 0; i < 4; ++i) requests.push_back(h.Request(std::vector<int32_t>(4000, 1 + i)));
-  const auto counts = AllocationsPerStep(&h, requests, 50, 500);
+  const auto counts = AllocationsPerStep(&h, Prefilling(&h, 4000), 50, 500);
   ASSERT_EQ(counts.size(), 450u);
   EXPECT_EQ(Sum(counts), 0);
 }
+
+// The same of a real model, whose step runs all the operators on two threads.
+class Rwkv7Allocation : public ::testing::TestWithParam<DType> {
+ protected:
+  RwkvHarness h_{"", GetParam()};
+};
+
+TEST_P(Rwkv7Allocation, DecodeStepsAllocateNothing) {
+  const auto counts = AllocationsPerStep(&h_, Decoding(&h_, 700), 300, 600);
+  ASSERT_EQ(counts.size(), 300u);
+  EXPECT_EQ(Sum(counts), 0);
+}
+
+TEST_P(Rwkv7Allocation, PrefillStepsAllocateNothing) {
+  const auto counts = AllocationsPerStep(&h_, Prefilling(&h_, 1000), 50, 200);
+  ASSERT_EQ(counts.size(), 150u);
+  EXPECT_EQ(Sum(counts), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, Rwkv7Allocation,
+                         ::testing::Values(DType::kF32, DType::kBF16, DType::kI8));
 
 }  // namespace
 }  // namespace skein::engine

@@ -2,47 +2,10 @@
 
 #include <gmock/gmock.h>
 
-#include <cstdio>
-
-#include "tests/engine/engine_harness.h"
-#include "tests/engine/random_model.h"
+#include "tests/engine/rwkv7_harness.h"
 
 namespace skein::engine {
 namespace {
-
-struct RwkvParts {
-  RwkvParts(const std::string& tier, DType weights) : tokenizer(NewByteTokenizer()) {
-    std::string error;
-    device = kernels::NewCpuDevice({.threads = 2, .tier = tier}, &error);
-    SKEIN_CHECK(device != nullptr);
-    RandomShape shape;
-    shape.L = 3;
-    shape.C = 96;  // three heads of 32
-    shape.N = 32;
-    const std::string path = testing::TempDir() + "/rwkv7_engine_test_" + tier + ".safetensors";
-    SKEIN_CHECK(RandomModel(shape).Write(path).ok());
-    auto checkpoint = Checkpoint::Open(path);
-    SKEIN_CHECK(checkpoint.ok());
-    auto loaded = Model::Load(
-        **checkpoint, *device,
-        {.weights = weights, .max_tokens = 128, .max_rows = 32, .max_logits = 32, .progress = {}});
-    SKEIN_CHECK(loaded.ok());
-    model = std::move(*loaded);
-    std::remove(path.c_str());
-  }
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<kernels::Device> device;
-  std::unique_ptr<Model> model;
-};
-
-class RwkvHarness : public RwkvParts, public EngineHarness {
- public:
-  RwkvHarness(const std::string& tier, DType weights)
-      : RwkvParts(tier, weights), EngineHarness(*model, *device, *tokenizer) {
-    options.slots = 32;
-    options.max_step_tokens = 128;
-  }
-};
 
 // What is compared: ids and the exact bits of their log-probabilities.
 using Output = std::vector<std::pair<int32_t, float>>;
