@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "client/errors.h"
 #include "tests/client/fake_server.h"
+#include "tests/temp_folder.h"
 
 namespace skein::client {
 namespace {
@@ -30,7 +31,7 @@ class CommandsTest : public testing::Test {
 TEST_F(CommandsTest, GenerateTakesItsTextFromAnArgumentAFileOrAPipe) {
   EXPECT_EQ(Run({"generate", "abc"}).out, " You said: abc.\n");
   EXPECT_EQ(Run({"generate"}, "from a pipe\n").out, " You said: from a pipe\n.\n");
-  const std::string path = testing::TempDir() + "/prompt.txt";
+  const std::string path = TempFolder() + "/prompt.txt";
   std::ofstream(path) << "from a file";
   EXPECT_EQ(Run({"generate", "--file", path}).out, " You said: from a file.\n");
   EXPECT_EQ(Run({"generate", "--prompt-ids", "1,2,3"}).out, " You said: 3 ids.\n");
@@ -274,7 +275,7 @@ TEST_F(CommandsTest, Info) {
   EXPECT_EQ(RunClient({"info", server_.address()}).out, out);
   EXPECT_THAT(Run({"info", "--json"}).out, HasSubstr("\"name\":\"parrot\""));
   EXPECT_EQ(Run({"info", "/no/such/file.pth"}).code, kExitNotFound);
-  const std::string path = testing::TempDir() + "/not_a_model";
+  const std::string path = TempFolder() + "/not_a_model";
   std::ofstream(path) << "hello";
   EXPECT_EQ(Run({"info", path}).code, kExitRefused);
 }

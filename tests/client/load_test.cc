@@ -13,6 +13,7 @@
 #include "client/load_histogram.h"
 #include "client/load_plan.h"
 #include "client/load_timers.h"
+#include "tests/temp_folder.h"
 
 namespace skein::client {
 namespace {
@@ -116,7 +117,7 @@ TEST(DistributionTest, Lognormal) {
 }
 
 TEST(DistributionTest, Samples) {
-  const std::string path = testing::TempDir() + "/lengths";
+  const std::string path = TempFolder() + "/lengths";
   std::ofstream(path) << "3 5\n\t8";
   const Distribution samples = Parsed("file:" + path);
   std::mt19937_64 random(3);
@@ -127,7 +128,7 @@ TEST(DistributionTest, Samples) {
 }
 
 TEST(DistributionTest, SaysWhatIsWrong) {
-  const std::string path = testing::TempDir() + "/no_lengths";
+  const std::string path = TempFolder() + "/no_lengths";
   std::ofstream(path) << " \n";
   const std::pair<std::string, std::string> cases[] = {{"", "neither"},
                                                        {"abc", "neither"},

@@ -16,6 +16,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "tests/temp_folder.h"
 
 namespace skein::server {
 namespace {
@@ -163,7 +164,7 @@ TEST(Listener, SurvivesTheLackOfDescriptors) {
 }
 
 TEST(Listener, TakesOverADeadUnixSocket) {
-  const std::string path = absl::StrCat(::testing::TempDir(), "/skein.", getpid(), ".sock");
+  const std::string path = absl::StrCat(TempFolder(), "/skein.", getpid(), ".sock");
   const std::string address = absl::StrCat("unix:", path);
   {
     auto listener = Listener::Bind(address, "x");

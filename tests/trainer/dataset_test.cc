@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "engine/base/file.h"
+#include "tests/temp_folder.h"
 #include "trainer/binidx.h"
 
 namespace skein::trainer {
@@ -16,7 +17,7 @@ using ::testing::HasSubstr;
 
 class DatasetTest : public testing::Test {
  protected:
-  DatasetTest() : folder_(testing::TempDir() + "/dataset_test") {
+  DatasetTest() : folder_(TempFolder() + "/dataset_test") {
     std::filesystem::remove_all(folder_);
     EXPECT_TRUE(base::MakeFolder(folder_).ok());
     config_.validation_fraction = 0;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/models/model.h"
+#include "tests/temp_folder.h"
 #include "trainer/export.h"
 #include "trainer/models/rwkv7.h"
 
@@ -56,7 +57,7 @@ std::vector<float> Served(const std::string& path, engine::DType weights,
 double WorstRelativeError(bool bf16) {
   Rwkv7 model(SmallSizes(), bf16);
   Perturb(model);
-  const std::string path = testing::TempDir() + "/serving_equality.safetensors";
+  const std::string path = TempFolder() + "/serving_equality.safetensors";
   EXPECT_TRUE(ExportCheckpoint(path, model.parameters(), "fp32", {}).ok());
 
   std::vector<int32_t> tokens(50);

@@ -10,6 +10,7 @@
 #include "engine/models/model.h"
 #include "tests/engine/models/rwkv7_reference.h"
 #include "tests/engine/random_model.h"
+#include "tests/temp_folder.h"
 
 namespace skein::engine {
 namespace {
@@ -29,7 +30,7 @@ struct Loaded {
     std::string error;
     device = kernels::NewCpuDevice({threads, tier}, &error);
     EXPECT_NE(device, nullptr) << error;
-    const std::string path = testing::TempDir() + "/rwkv7_test.safetensors";
+    const std::string path = TempFolder() + "/rwkv7_test.safetensors";
     EXPECT_TRUE(random.Write(path).ok());
     auto checkpoint = Checkpoint::Open(path);
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();

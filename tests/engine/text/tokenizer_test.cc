@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
 #include "engine/checkpoint.h"
+#include "tests/temp_folder.h"
 
 namespace skein::engine {
 namespace {
@@ -103,7 +104,7 @@ TEST(TokenizerForTest, RowsDecideWithoutMetadata) {
   const auto bytes = TokenizerFor(TinyCheckpoint(257, {}), "");
   ASSERT_TRUE(bytes.ok()) << bytes.status();
   EXPECT_EQ((*bytes)->kind(), "bytes");
-  const std::string path = testing::TempDir() + "/vocabulary.txt";
+  const std::string path = TempFolder() + "/vocabulary.txt";
   ASSERT_TRUE(base::WriteFileAtomically(path, ByteVocabulary()).ok());
   const auto world = TokenizerFor(TinyCheckpoint(65536, {}), path);
   ASSERT_TRUE(world.ok()) << world.status();

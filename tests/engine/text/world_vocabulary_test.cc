@@ -13,6 +13,7 @@
 #include "absl/strings/str_replace.h"
 #include "engine/base/file.h"
 #include "engine/tokenizer.h"
+#include "tests/temp_folder.h"
 
 namespace skein::engine {
 namespace {
@@ -116,7 +117,7 @@ TEST(WorldVocabularyTest, BoundsWhatAFileCanAllocate) {
 
 TEST(WorldVocabularyTest, LoadNamesTheFile) {
   EXPECT_TRUE(absl::IsNotFound(LoadWorldVocabulary("/no/such/file").status()));
-  const std::string path = testing::TempDir() + "/bad_vocabulary.txt";
+  const std::string path = TempFolder() + "/bad_vocabulary.txt";
   std::ofstream(path) << "1 oops 4\n";
   EXPECT_THAT(std::string(LoadWorldVocabulary(path).status().message()),
               HasSubstr(path + ": line 1: "));
