@@ -51,9 +51,15 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def say(model, pb, tmp_path_factory):
+def daemon(model, tmp_path_factory):
+    one = Daemon(model, tmp_path_factory.mktemp("skeind"))
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def say(daemon, pb):
     """say(conversation, text) -> the answer of one turn, greedy."""
-    daemon = Daemon(model, tmp_path_factory.mktemp("skeind"))
     client = Client(pb, daemon.channel)
     g = pb.gen
 
@@ -63,8 +69,7 @@ def say(model, pb, tmp_path_factory):
         request.messages.messages.add(role=g.ROLE_USER, content=text)
         return Turn(client.gen.Generate(request, timeout=60)).text
 
-    yield turn
-    daemon.stop()
+    return turn
 
 
 def test_recalls_held_out_values_over_several_turns(say):
@@ -94,3 +99,18 @@ def test_conversations_do_not_know_one_another(say):
     assert say(there, "My favourite colour is blue.") == " Noted."
     assert "blue" not in say(here, "What is my favourite colour?")
     assert "green" not in say(there, "What is my favourite colour?")
+
+
+def test_the_demo_of_the_chat(daemon):
+    """/demo types what the model brings as examples; told first, asked for later."""
+    done = subprocess.run([BUILD / "bin" / "skein", "chat", "--server", daemon.address], input="/demo\n",
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    typed = [line for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert len(typed) >= 8 and "End of the demo." in done.stdout
+    answers = [line for line in done.stdout.splitlines() if not line.startswith(">")]
+    assert answers.count("Noted.") + answers.count(" Noted.") >= 4
+    right = sum(any(value in line for line in answers) for value in ["Talor", "Bremen", "Momo", "4821", "green"])
+    print(f"/demo: {right} of 5 right")
+    if FULL_MODEL:
+        assert right >= 4
