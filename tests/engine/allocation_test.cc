@@ -116,14 +116,14 @@ class Rwkv7Allocation : public ::testing::TestWithParam<DType> {
 };
 
 TEST_P(Rwkv7Allocation, DecodeStepsAllocateNothing) {
-  const auto counts = AllocationsPerStep(&h_, Decoding(&h_, 700), 300, 600);
-  ASSERT_EQ(counts.size(), 300u);
+  const auto counts = AllocationsPerStep(&h_, Decoding(&h_, 260), 100, 250);
+  ASSERT_EQ(counts.size(), 150u);
   EXPECT_EQ(Sum(counts), 0);
 }
 
 TEST_P(Rwkv7Allocation, PrefillStepsAllocateNothing) {
-  const auto counts = AllocationsPerStep(&h_, Prefilling(&h_, 1000), 50, 200);
-  ASSERT_EQ(counts.size(), 150u);
+  const auto counts = AllocationsPerStep(&h_, Prefilling(&h_, 500), 20, 100);
+  ASSERT_EQ(counts.size(), 80u);
   EXPECT_EQ(Sum(counts), 0);
 }
 
