@@ -3,13 +3,15 @@
 
 Checks that the first run says what it will do before it does anything, that Ctrl-C in the middle of the training ends it
 well and the next run goes on, how long the training took, that the demo model answers, that a second server on the same
-address is not taken for the first, that each start after that takes seconds, and that Ctrl-C never makes make complain.
+address is not taken for the first, that each start after that takes seconds, that Ctrl-C never makes make complain, and
+that `make train` on an own text leaves a model that `make serve` serves.
 Needs only Python 3. With a demo model in models/ already there is no training to look at, and it says so.
 """
 
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -144,6 +146,35 @@ def check_ctrl_c_while_it_loads():
                        "it had loaded before Ctrl-C came")
 
 
+def check_own_text():
+    """`make train` on an own text with a short recipe, and `make serve` of what it left."""
+    with tempfile.TemporaryDirectory(prefix="own.text-") as folder:
+        name = os.path.basename(folder)
+        model, run = os.path.join(ROOT, "models", f"{name}.safetensors"), os.path.join(ROOT, "runs", name)
+        text, recipe = os.path.join(folder, f"{name}.txt"), os.path.join(folder, "recipe.yaml")
+        with open(text, "w", encoding="utf-8") as file:
+            file.write("the geese fly over the lake and the river runs to the sea. " * 500)
+        with open(recipe, "w", encoding="utf-8") as file:
+            file.write("model: {layers: 1, width: 32, head_size: 16}\n"
+                       "train: {context: 32, batch: 8, steps: 60, warmup: 5, lr: 5.0e-3, lr_final: 1.0e-3}\n")
+        try:
+            trainer = type_command("make", "train", f"TEXT={text}", f"TRAIN_CONFIG={recipe}")
+            code = trainer.exit_code(300)
+            trainer.check(code == 0 and f"--model models/{name}.safetensors" in trainer.output,
+                          f"make train ended with {code}, or did not say how to serve the model")
+            terminal = type_command("make", "serve", f"MODEL=models/{name}.safetensors")
+            terminal.wait_for(READY, 60)
+            continued = subprocess.run(["build/bin/skein", "generate", "--max-tokens", "40", "the geese "], cwd=ROOT,
+                                       capture_output=True, text=True, timeout=60, check=True).stdout
+            print(continued)
+            terminal.check(len(continued) >= 40, "the model of the own text continued nothing")
+            stop(terminal)
+        finally:
+            shutil.rmtree(run, ignore_errors=True)
+            if os.path.exists(model):
+                os.remove(model)
+
+
 def main():
     trained = os.path.exists(DEMO)
     if trained:
@@ -164,6 +195,7 @@ def main():
     second.check(seconds < 20, f"the second start took {seconds:.0f} s")
     stop(second)
     check_ctrl_c_while_it_loads()
+    check_own_text()
     took = "" if trained else f"the training of the demo took {training:.0f} s, "
     print(f"serve_as_a_user: {took}the second start took {seconds:.1f} s")
     return f"the training took more than {MOST_TRAINING_SECONDS} s" if training > MOST_TRAINING_SECONDS else None

@@ -100,7 +100,7 @@ absl::Status Train(const Config& config, const std::string& printed, const std::
   signal(SIGTERM, OnSignal);
   const absl::Time begin = absl::Now();
   SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
-  const absl::Duration took = absl::Trunc(absl::Now() - begin, absl::Seconds(1));
+  const absl::Duration took = absl::Ceil(absl::Now() - begin, absl::Seconds(1));
   std::printf("\nTrained in %s. %s is ready; serve it with\n  %s\n",
               absl::FormatDuration(took).c_str(), run->result().c_str(),
               ServeCommand(program, *run).c_str());
