@@ -6,6 +6,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 readonly here
 readonly VERSION=0.3.36
+readonly NO_AMX="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 readonly SHA256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 deps="${SKEIN_DEPS:-$HOME/.cache/skein}"
 readonly deps
@@ -19,7 +20,8 @@ die() {
 }
 
 case $tier in
-  native) flags=(-DGGML_NATIVE=ON) ;;
+  # Without its AMX path (int8 weights only), which faults at ldtilecfg on a machine that has AMX.
+  native) flags=(-DGGML_NATIVE=ON "-DCMAKE_C_FLAGS=$NO_AMX" "-DCMAKE_CXX_FLAGS=$NO_AMX") ;;
   avx2) flags=(-DGGML_NATIVE=OFF) ;; # AVX2, FMA and F16C are its defaults
   avx512) flags=(-DGGML_NATIVE=OFF -DGGML_AVX512=ON) ;;
   *) die "unknown tier '$tier': native, avx2 or avx512" ;;

@@ -9,23 +9,34 @@
 #include "kernels/cpu/matmul_tiles.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx512.h"
+#include "kernels/cpu/widen_int8.h"
 
 namespace skein::kernels::amx {
 namespace {
 
 struct alignas(64) TileConfig {
+  // Tiles of sums and x have `rows`, those of weights 16.
+  explicit TileConfig(int rows) {
+    const auto n = static_cast<uint8_t>(rows);
+    for (int tile = 0; tile < 8; ++tile) {
+      bytes_of_row[tile] = 64;
+      rows_of[tile] = tile < 6 ? n : 16;
+    }
+  }
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  uint16_t bytes_of_row[16] = {};
+  uint8_t rows_of[16] = {};
 };
 static_assert(sizeof(TileConfig) == 64);
 
-struct Tiles {
-  static void Begin() {
-    static constexpr TileConfig kConfig;
-    _tile_loadconfig(&kConfig);
+class Tiles {
+ public:
+  static void Begin(int rows) {
+    const TileConfig config(rows);
+    _tile_loadconfig(&config);
+    rows_ = rows;
   }
   static void End() { _tile_release(); }
   static void Zero() {
@@ -38,8 +49,8 @@ struct Tiles {
   static void Step(const uint16_t* x0, const uint16_t* x1, const uint16_t* w) {
     // What was written to x and w has to be there: the compiler does not see what a tile reads.
     __asm__ volatile("" ::: "memory");
-    _tile_loadd(6, w, 128);
-    _tile_loadd(7, w + 32, 128);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 512, 64);
     _tile_loadd(4, x0, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -50,18 +61,33 @@ struct Tiles {
     }
   }
   template <int kBlocks>
-  static void Store(float* sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
+  static void Store(float* y, int64_t stride) {
+    _tile_stored(0, y, 4 * stride);
+    _tile_stored(1, y + 16, 4 * stride);
     if constexpr (kBlocks == 2) {
-      _tile_stored(2, sums + 512, 64);
-      _tile_stored(3, sums + 768, 64);
+      _tile_stored(2, y + rows_ * stride, 4 * stride);
+      _tile_stored(3, y + rows_ * stride + 16, 4 * stride);
     }
+    __asm__ volatile("" ::: "memory");
+  }
+  static void Narrow(const float* x, uint16_t* out) {
+    _mm512_storeu_si512(out, reinterpret_cast<__m512i>(
+                                 _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x))));
+  }
+  static void Widen(const uint8_t* q, uint16_t* out) {
+    __m512i v[2];
+    WidenInt8(_mm512_load_si512(q), v);
+    _mm512_store_si512(out, v[0]);
+    _mm512_store_si512(out + 32, v[1]);
   }
   static void Activate(float* values, Activation activation) {
     _mm512_storeu_ps(values, Zmm::Activate(_mm512_loadu_ps(values), activation));
   }
+
+ private:
+  static thread_local int64_t rows_;  // between Begin and End
 };
+thread_local int64_t Tiles::rows_ = 0;
 
 struct Tier {
   template <typename F>

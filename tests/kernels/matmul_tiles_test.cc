@@ -17,9 +17,11 @@ namespace {
 // pairs by fused multiply-adds, then adds both to the tile.
 class EmulatedTiles {
  public:
-  static void Begin() {
+  static void Begin(int rows) {
     ASSERT_FALSE(configured_);
+    ASSERT_TRUE(rows >= 1 && rows <= 16);
     configured_ = true;
+    rows_ = rows;
     std::fill_n(&sums_[0][0], 4 * 256, NAN);
   }
   static void End() { configured_ = false; }
@@ -27,11 +29,26 @@ class EmulatedTiles {
   template <int kBlocks>
   static void Step(const uint16_t* x0, const uint16_t* x1, const uint16_t* w) {
     ASSERT_TRUE(configured_);
-    for (int i = 0; i < 2 * kBlocks; ++i) Dot(i < 2 ? x0 : x1, w + i % 2 * 32, sums_[i]);
+    for (int i = 0; i < 2 * kBlocks; ++i) Dot(i < 2 ? x0 : x1, w + i % 2 * 512, sums_[i]);
   }
   template <int kBlocks>
-  static void Store(float* sums) {
-    std::memcpy(sums, sums_, sizeof(float) * 512 * kBlocks);
+  static void Store(float* y, int64_t stride) {
+    for (int row = 0; row < kBlocks * rows_; ++row) {
+      for (int half = 0; half < 2; ++half) {
+        std::memcpy(y + row * stride + 16 * half, sums_[row / rows_ * 2 + half] + row % rows_ * 16,
+                    64);
+      }
+    }
+  }
+  static void Narrow(const float* x, uint16_t* out) {
+    for (int i = 0; i < 32; ++i) out[i] = ToBF16(x[i]);
+  }
+  static void Widen(const uint8_t* q, uint16_t* out) {
+    for (int i = 0; i < 64; ++i) {
+      const uint8_t byte = q[i % 32 / 8 * 16 + i / 32 * 8 + i % 8];
+      const auto size = static_cast<float>(byte & 0x7f);
+      out[i] = ToBF16((byte & 0x80) != 0 ? -size : size);
+    }
   }
   static void Activate(float* values, Activation activation) {
     for (int i = 0; i < 16; ++i) {
@@ -43,14 +60,14 @@ class EmulatedTiles {
   }
 
  private:
-  // w: 16 rows of 64 bytes, 128 bytes apart.
+  // w: 16 rows of 64 bytes.
   static void Dot(const uint16_t* x, const uint16_t* w, float* sums) {
-    for (int m = 0; m < 16; ++m) {
+    for (int m = 0; m < rows_; ++m) {
       for (int n = 0; n < 16; ++n) {
         float even = 0, odd = 0;
         for (int k = 0; k < 16; ++k) {
-          even = std::fma(FromBF16(x[m * 32 + 2 * k]), FromBF16(w[k * 64 + 2 * n]), even);
-          odd = std::fma(FromBF16(x[m * 32 + 2 * k + 1]), FromBF16(w[k * 64 + 2 * n + 1]), odd);
+          even = std::fma(FromBF16(x[m * 32 + 2 * k]), FromBF16(w[k * 32 + 2 * n]), even);
+          odd = std::fma(FromBF16(x[m * 32 + 2 * k + 1]), FromBF16(w[k * 32 + 2 * n + 1]), odd);
         }
         sums[m * 16 + n] += even + odd;
       }
@@ -58,9 +75,11 @@ class EmulatedTiles {
   }
 
   static thread_local bool configured_;
+  static thread_local int rows_;
   static thread_local float sums_[4][256];
 };
 thread_local bool EmulatedTiles::configured_ = false;
+thread_local int EmulatedTiles::rows_ = 0;
 thread_local float EmulatedTiles::sums_[4][256];
 
 struct EmulatedTier {
@@ -96,7 +115,8 @@ Floats Multiply(const OpTable& ops, const Shape& s, DType dtype, Activation acti
   p.x_stride = s.K;
   p.T = rows;
   p.w = packed.view();
-  p.bias = bias.get();
+  // Without a bias and an activation whole tiles go straight to y.
+  if (s.O % 64 != 0) p.bias = bias.get();
   p.activation = activation;
   p.y = y.get();
   p.y_stride = s.O + 3;
@@ -118,9 +138,11 @@ TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
   };
   int activation = 0;
   for (const Shape& s : {Shape{1, 1, 1}, Shape{1, 40, 64}, Shape{3, 33, 100}, Shape{16, 32, 96},
-                         Shape{17, 70, 130}, Shape{33, 15, 31}, Shape{300, 34, 65}}) {
+                         Shape{17, 70, 130}, Shape{33, 15, 31}, Shape{300, 34, 65},
+                         Shape{2, 64, 70}, Shape{34, 64, 64}, Shape{259, 64, 33}}) {
     for (DType dtype : {DType::kBF16, DType::kI8}) {
-      const auto act = static_cast<Activation>(activation++ % 4);
+      const auto act =
+          s.O % 64 == 0 ? Activation::kNone : static_cast<Activation>(activation++ % 4);
       const std::string what = "T " + std::to_string(s.T) + " K " + std::to_string(s.K);
       const Floats got = Multiply(EmulatedOps(), s, dtype, act, 0, s.T, stream);
       ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream), 1e-5, what);
