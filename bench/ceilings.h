@@ -10,9 +10,11 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "kernels/device.h"
+#include "kernels/ops.h"
 
 namespace skein::bench {
 
@@ -51,7 +53,8 @@ Timing Measure(double budget, const Body& body) {
 // Keeps a value that a loop computed.
 inline std::atomic<uint64_t> sink{0};
 
-inline uint64_t ReadAll(const char* p, int64_t bytes) {
+// Sums of what is read, so that it is read; the widest loads that the machine has, fetched ahead.
+inline uint64_t ReadPlain(const char* p, int64_t bytes) {
   typedef uint64_t V2 __attribute__((vector_size(16)));
   V2 sums[8] = {};
   for (int64_t i = 0; i + 128 <= bytes; i += 128) {
@@ -66,26 +69,50 @@ inline uint64_t ReadAll(const char* p, int64_t bytes) {
   return sum;
 }
 
-// Bytes per second at which all threads of the stream together read from `bytes` of memory. A piece
-// takes about half a millisecond, so that the best of them was not interrupted by other programs.
-inline double ReadBandwidth(kernels::Stream& stream, char* memory, int64_t bytes) {
+__attribute__((target("avx512f"))) inline uint64_t ReadWide(const char* p, int64_t bytes) {
+  constexpr int64_t kAhead = 8192;  // of 0 to 16 KiB the fastest on Sapphire Rapids
+  __m512i sums[4] = {};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
+    for (int j = 0; j < 4; ++j) {
+      _mm_prefetch(p + i + 64 * j + kAhead, _MM_HINT_T0);
+      sums[j] = _mm512_add_epi64(sums[j], _mm512_loadu_si512(p + i + 64 * j));
+    }
+  }
+  alignas(64) uint64_t lanes[4][8];
+  for (int j = 0; j < 4; ++j) _mm512_store_si512(lanes[j], sums[j]);
+  uint64_t sum = 0;
+  for (const auto& some : lanes) {
+    for (const uint64_t lane : some) sum += lane;
+  }
+  return sum;
+}
+
+// Bytes per second at which all threads of the stream together read `bytes` of memory in order,
+// again and again: the best of many passes, each of which reads at least 16 MiB. How fast that is
+// depends on how much it is, so let it be as much as what is compared with it reads.
+inline double ReadBandwidth(kernels::Stream& stream, char* memory, int64_t bytes,
+                            uint64_t (*read)(const char*, int64_t)) {
   constexpr int64_t kPage = 4096;
-  std::memset(memory, 1, bytes);
   kernels::Executor& executor = stream.executor();
-  const int64_t pages = std::min(bytes, int64_t{16} << 20) / kPage;  // of one piece
-  const int64_t repeat = (int64_t{16} << 20) / (pages * kPage);
-  int64_t piece = 0;
+  const int64_t pages = bytes / kPage, repeat = std::max<int64_t>(1, (int64_t{16} << 20) / bytes);
   const Timing t = Measure(0.5, [&] {
-    const char* start = memory + (piece++ * pages * kPage) % bytes;
     executor.ParallelFor(pages, (pages + executor.num_threads() - 1) / executor.num_threads(),
                          [&](int64_t begin, int64_t end) {
                            uint64_t sum = 0;
                            for (int64_t r = 0; r < repeat; ++r)
-                             sum += ReadAll(start + begin * kPage, (end - begin) * kPage);
+                             sum += read(memory + begin * kPage, (end - begin) * kPage);
                            sink += sum;
                          });
   });
   return static_cast<double>(pages * kPage) * repeat / t.best;
+}
+
+// By whichever loop is faster.
+inline double ReadBandwidth(kernels::Stream& stream, char* memory, int64_t bytes) {
+  std::memset(memory, 1, bytes);
+  const double plain = ReadBandwidth(stream, memory, bytes, ReadPlain);
+  if (!__builtin_cpu_supports("avx512f")) return plain;
+  return std::max(plain, ReadBandwidth(stream, memory, bytes, ReadWide));
 }
 
 // The same of the device's memory, which is what weights lie in.
@@ -94,8 +121,10 @@ inline double ReadBandwidth(kernels::Device& device, kernels::Stream& stream, in
   return ReadBandwidth(stream, memory.as<char>(), bytes);
 }
 
-// One thread's chains of fused multiply-adds in registers; returns the operations done.
-__attribute__((target("avx2,fma"))) inline double FmaChains(int64_t rounds) {
+// One thread's work in registers at the peak of a kind of instruction; each returns the operations
+// done.
+
+__attribute__((target("avx2,fma"))) inline double Fma256(int64_t rounds) {
   __m256 acc[12];
   for (int i = 0; i < 12; ++i) acc[i] = _mm256_set1_ps(static_cast<float>(i));
   __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
@@ -104,15 +133,31 @@ __attribute__((target("avx2,fma"))) inline double FmaChains(int64_t rounds) {
     for (int i = 0; i < 12; ++i) acc[i] = _mm256_fmadd_ps(acc[i], x, y);
     asm volatile("" : "+x"(x), "+x"(y));
   }
-  float out[8];
   for (int i = 1; i < 12; ++i) acc[0] = _mm256_add_ps(acc[0], acc[i]);
+  float out[8];
   _mm256_storeu_ps(out, acc[0]);
   sink += static_cast<uint64_t>(out[0]);
   return static_cast<double>(rounds) * 12 * 16;
 }
 
-// The same of dot products of bf16 pairs.
-__attribute__((target("avx512f,avx512bf16"))) inline double DotChains(int64_t rounds) {
+__attribute__((target("avx512f"))) inline double Fma512(int64_t rounds) {
+  __m512 acc[12];
+  for (int i = 0; i < 12; ++i) acc[i] = _mm512_set1_ps(static_cast<float>(i));
+  __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) acc[i] = _mm512_fmadd_ps(acc[i], x, y);
+    asm volatile("" : "+v"(x), "+v"(y));
+  }
+  for (int i = 1; i < 12; ++i) acc[0] = _mm512_add_ps(acc[0], acc[i]);
+  float out[16];
+  _mm512_storeu_ps(out, acc[0]);
+  sink += static_cast<uint64_t>(out[0]);
+  return static_cast<double>(rounds) * 12 * 32;
+}
+
+// Dot products of pairs of bf16.
+__attribute__((target("avx512f,avx512bf16"))) inline double Dots(int64_t rounds) {
   __m512 acc[12];
   for (int i = 0; i < 12; ++i) acc[i] = _mm512_set1_ps(static_cast<float>(i));
   __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
@@ -124,26 +169,59 @@ __attribute__((target("avx512f,avx512bf16"))) inline double DotChains(int64_t ro
     }
     asm volatile("" : "+v"(x), "+v"(y));
   }
-  float out[16];
   for (int i = 1; i < 12; ++i) acc[0] = _mm512_add_ps(acc[0], acc[i]);
+  float out[16];
   _mm512_storeu_ps(out, acc[0]);
   sink += static_cast<uint64_t>(out[0]);
   return static_cast<double>(rounds) * 12 * 64;
 }
 
-// Operations per second of all threads in registers: fp32 multiply-adds, or (`dots`) dot products
-// of bf16 pairs; 0 where the machine has no such instruction.
-inline double PeakFlops(kernels::Stream& stream, bool dots = false) {
+// Products of bf16 tiles. Only where the tier "amx" is, which has asked the system for tiles.
+__attribute__((target("amx-tile,amx-bf16"))) inline double TileProducts(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  alignas(64) float values[256] = {};
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, values, 64);
+  _tile_loadd(5, values, 64);
+  _tile_loadd(6, values, 64);
+  _tile_loadd(7, values, 64);
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, values, 64);
+  _tile_release();
+  sink += static_cast<uint64_t>(values[0]);
+  return static_cast<double>(rounds) * 4 * 2 * 16 * 16 * 32;
+}
+
+// Operations per second of all threads in registers, with the fastest instruction that `tier` (of
+// kernels/cpu/tiers.cc) multiplies such weights with. "": fp32 with the widest of this machine.
+inline double PeakFlops(kernels::Stream& stream, const std::string& tier = "",
+                        kernels::DType weights = kernels::DType::kF32) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-  if (dots && !__builtin_cpu_supports("avx512bf16")) return 0;
+  const bool wide =
+      tier.empty() ? __builtin_cpu_supports("avx512f") : tier != "plain" && tier != "avx2";
+  double (*work)(int64_t) = wide ? Fma512 : Fma256;
+  if (weights != kernels::DType::kF32 && tier == "avx512bf16") work = Dots;
+  if (weights != kernels::DType::kF32 && tier == "amx") work = TileProducts;
   kernels::Executor& executor = stream.executor();
   const int n = executor.num_threads();
-  constexpr int64_t kRounds = 100000;
-  const auto chains = dots ? DotChains : FmaChains;
-  const double done = chains(kRounds) * n;
+  constexpr int64_t kRounds = 50000;
+  const double done = work(kRounds) * n;
   const Timing t = Measure(0.3, [&] {
     executor.ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) chains(kRounds);
+      for (int64_t i = begin; i < end; ++i) work(kRounds);
     });
   });
   return done / t.best;

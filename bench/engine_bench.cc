@@ -115,8 +115,7 @@ class EngineBench {
     LoadRandom();
     stream_ = device_->NewStream();
     bandwidth_ = bench::ReadBandwidth(*device_, *stream_, int64_t{256} << 20);
-    peak_ = bench::PeakFlops(
-        *stream_, options.weights != DType::kF32 && device_->info().tier == "avx512bf16");
+    peak_ = bench::PeakFlops(*stream_, device_->info().tier, options.weights);
     EngineOptions engine;
     engine.slots = most_rows_;
     engine.max_step_tokens = kStepTokens;

@@ -380,10 +380,8 @@ int Main(int argc, char** argv) {
   Ceilings top;
   top.memory = ReadBandwidth(*device, *stream, int64_t{256} << 20);
   top.cache = ReadBandwidth(*device, *stream, int64_t{512} << 10);
-  top.flops = PeakFlops(*stream);
-  // What the tier multiplies bf16 and int8 weights with.
-  const bool dots = device->info().tier == "avx512bf16";
-  top.dot_flops = dots ? PeakFlops(*stream, true) : top.flops;
+  top.flops = PeakFlops(*stream, device->info().tier);
+  top.dot_flops = PeakFlops(*stream, device->info().tier, DType::kBF16);
   std::printf(
       "tier %s, %d threads; read %.1f GB/s from memory, %.1f GB/s from cache; fp32 peak %.1f, "
       "for bf16 %.1f GFLOP/s\n",

@@ -129,7 +129,7 @@ def machine_best(results):
 def add_floors(results, best):
     for name, _, _ in SKEIN:
         for r in results[name]:
-            flops = best["bf16_flops" if r["pairs"] else "fp32_flops"]
+            flops = best["bf16_flops" if r["narrow"] else "fp32_flops"]
             for cell in r["cells"].values():
                 cell["floor"] = cell["tokens"] / max(cell["bytes"] / best["read_bytes_per_second"], cell["flops"] / flops)
 
@@ -209,7 +209,7 @@ def main():
     add_floors(results, best)
     machine = (f"{processor()}, {bench.threads} threads, Skein tier {one['tier']}, load {os.getloadavg()[0]:.1f}; read "
                f"{best['read_bytes_per_second'] / 1e9:.1f} GB/s, peak {best['fp32_flops'] / 1e9:.0f} GFLOP/s fp32, "
-               f"{best['bf16_flops'] / 1e9:.0f} of bf16 pairs; random RWKV-7 L12 C768 V65536 F3072")
+               f"{best['bf16_flops'] / 1e9:.0f} of bf16; random RWKV-7 L12 C768 V65536 F3072")
     figures = {name: best_of(rounds) for name, rounds in results.items()}
     text = table(figures, errors, machine)
     print(text)

@@ -41,9 +41,9 @@ class Peer {
         stream_(device.NewStream()),
         most_rows_(*std::max_element(options.rows.begin(), options.rows.end())),
         states_(device, most_rows_ * model.config().state_floats() * sizeof(float)) {
-    bandwidth_ = bench::ReadBandwidth(device, *stream_, int64_t{256} << 20);
-    fp32_peak_ = bench::PeakFlops(*stream_);
-    bf16_peak_ = bench::PeakFlops(*stream_, /*dots=*/true);
+    bandwidth_ = bench::ReadBandwidth(device, *stream_, WeightBytes());
+    fp32_peak_ = bench::PeakFlops(*stream_, device.info().tier);
+    bf16_peak_ = bench::PeakFlops(*stream_, device.info().tier, DType::kBF16);
   }
 
   absl::Status WriteLogits() {
@@ -58,15 +58,12 @@ class Peer {
   }
 
   nlohmann::json Run() {
-    // Weights of two bytes and less multiply as bf16 pairs where the tier can.
-    const bool pairs = options_.weights != "fp32" && bf16_peak_ > 0 &&
-                       device_.info().tier.find("bf16") != std::string::npos;
     nlohmann::json result = {{"tier", device_.info().tier},
                              {"threads", device_.info().threads},
                              {"read_bytes_per_second", bandwidth_},
                              {"fp32_flops", fp32_peak_},
                              {"bf16_flops", bf16_peak_},
-                             {"pairs", pairs}};
+                             {"narrow", options_.weights != "fp32"}};
     result["cells"]["prefill"] = Prefill();
     for (const int rows : options_.rows) result["cells"]["B" + std::to_string(rows)] = Decode(rows);
     return result;

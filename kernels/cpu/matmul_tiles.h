@@ -35,7 +35,7 @@ class TileKernel {
   static constexpr int64_t kUnit = kInt8 ? kGroupSize : kStepK;
   static constexpr int64_t kPairs = 8;  // pairs of blocks that go over a panel at once
   // Weights are fetched so many bytes before they are used.
-  static constexpr int64_t kAhead = 2048, kLine = 64;
+  static constexpr int64_t kAhead = kInt8 ? 3072 : 1536;
 
  public:
   static constexpr int64_t kPanel = 2 * kHalf;
@@ -140,17 +140,16 @@ class TileKernel {
     }
   }
 
-  static void Fetch(const void* at) {
-    for (int64_t i = 0; i < 2 * kTile * kItem * (kUnit / kStepK); i += kLine)
-      __builtin_prefetch(static_cast<const char*>(at) + kAhead + i);
-  }
+  static void Fetch(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + kAhead); }
 
   // Adds the products of k in [begin, end) for one or two blocks; w is those k's.
   static void Steps(bool pair, const uint16_t* x, int64_t K, int64_t rows, int64_t begin,
                     int64_t end, const uint16_t* w) {
     for (int64_t k = begin; k < end; k += kStepK, w += 2 * kTile) {
       const uint16_t* x0 = x + k * rows;
-      if constexpr (!kInt8) Fetch(w);
+      if constexpr (!kInt8) {
+        for (int64_t i = 0; i < 2 * kTile; i += 32) Fetch(w + i);
+      }
       if (pair) {
         B::template Step<2>(x0, x0 + rows * Padded(K), w);
       } else {
@@ -192,20 +191,30 @@ class TileKernel {
     const auto* scales = reinterpret_cast<const uint16_t*>(w);
     alignas(64) float totals[kPairs * 2 * kMaxRows * kPanel];
     for (int64_t i = 0; i < (last - first) * rows * kPanel; ++i) totals[i] = 0;
+    alignas(64) uint16_t wide[2][kGroupSize * kPanel];
+    WidenGroup(q, wide[0]);
     for (int64_t k = 0; k < Padded(K); k += kGroupSize, scales += kPanel) {
-      alignas(64) uint16_t wide[kGroupSize * kPanel];
-      Fetch(q + k * kPanel);
-      for (int64_t i = 0; i < kGroupSize * kPanel; i += 64) B::Widen(q + k * kPanel + i, wide + i);
+      const uint16_t* here = wide[k / kGroupSize % 2];
+      // The next group is widened now, so that nothing waits for what was just stored.
+      if (k + kGroupSize < Padded(K))
+        WidenGroup(q + (k + kGroupSize) * kPanel, wide[(k / kGroupSize + 1) % 2]);
       for (int64_t block = first; block < last; block += 2) {
         alignas(64) float sums[2 * kMaxRows * kPanel];
         const bool pair = block + 1 < last;
         B::Zero();
-        Steps(pair, x + block * rows * Padded(K), K, rows, k, k + kGroupSize, wide);
+        Steps(pair, x + block * rows * Padded(K), K, rows, k, k + kGroupSize, here);
         Store(pair, sums, kPanel);
         AddScaled(sums, scales, rows * (pair ? 2 : 1), totals + (block - first) * rows * kPanel);
       }
     }
     Finish(p, totals, panel * kPanel, first * rows, Least(last * rows, p.T));
+  }
+
+  static void WidenGroup(const uint8_t* q, uint16_t* wide) {
+    for (int64_t i = 0; i < kGroupSize * kPanel; i += 64) {
+      Fetch(q + i);
+      B::Widen(q + i, wide + i);
+    }
   }
 
   static void AddScaled(const float* sums, const uint16_t* scales, int64_t rows, float* totals) {
