@@ -1,15 +1,15 @@
-// Matmul with AMX: bf16 weights, and int8 ones widened to bf16, by tiles; fp32 weights by AVX-512.
-// See matmul_tiles.h. Tiles 0..3 hold sums, 4 and 5 x, 6 and 7 weights. The tiles are configured at
+// Matmul with AMX: bf16 and int8 weights by tiles (matmul_tiles.h, matmul_int8_tiles.h), fp32 ones
+// by AVX-512. Tiles 0..3 hold sums, 4 and 5 x, 6 and 7 weights. The tiles are configured at
 // the beginning of a piece of work and given back at its end, so that no thread carries 8 KiB of
 // them through a switch.
 
 #include <immintrin.h>
 
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/matmul_int8_tiles.h"
 #include "kernels/cpu/matmul_tiles.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx512.h"
-#include "kernels/cpu/widen_int8.h"
 
 namespace skein::kernels::amx {
 namespace {
@@ -74,11 +74,25 @@ class Tiles {
     _mm512_storeu_si512(out, reinterpret_cast<__m512i>(
                                  _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x))));
   }
-  static void Widen(const uint8_t* q, uint16_t* out) {
-    __m512i v[2];
-    WidenInt8(_mm512_load_si512(q), v);
-    _mm512_store_si512(out, v[0]);
-    _mm512_store_si512(out + 32, v[1]);
+  template <int kBlocks>
+  static void Multiply(const char* x0, const char* x1, const int8_t* w) {
+    Zero();
+    __asm__ volatile("" ::: "memory");  // as in Step
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 1024, 64);
+    _tile_loadd(4, x0, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    if constexpr (kBlocks == 2) {
+      _tile_loadd(5, x1, 64);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+  template <int kBlocks>
+  static void StoreInts(int32_t* sums) {
+    __asm__ volatile("" ::: "memory");  // what was read of them stays before
+    Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
   }
   static void Activate(float* values, Activation activation) {
     _mm512_storeu_ps(values, Zmm::Activate(_mm512_loadu_ps(values), activation));
@@ -92,8 +106,8 @@ thread_local int64_t Tiles::rows_ = 0;
 struct Tier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
-    if (dtype == DType::kBF16) return f(TileKernel<Tiles, false>{});
-    if (dtype == DType::kI8) return f(TileKernel<Tiles, true>{});
+    if (dtype == DType::kBF16) return f(TileKernel<Tiles>{});
+    if (dtype == DType::kI8) return f(Int8TileKernel<Tiles>{});
     return f(VectorKernel<FusedF32>{});
   }
 };

@@ -1,13 +1,12 @@
 // Matmul with AVX512-BF16: bf16 weights and x are multiplied in pairs of k. An output element is a
 // chain over the pairs; what the instruction does within a pair is the machine's (two
 // multiply-adds, denormals flushed, rounded to nearest), so results differ from the other tiers' in
-// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly. See
+// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly, by AVX512-VBMI. See
 // matmul_vector.h.
 
 #include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx512.h"
-#include "kernels/cpu/widen_int8.h"
 
 namespace skein::kernels::avx512bf16 {
 namespace {
@@ -46,16 +45,38 @@ struct BF16 : Kind<DType::kBF16, uint16_t> {
   }
 };
 
+// int8 to bf16 by table: the low and the high byte of the size of a number, one of 128.
+struct Bf16Bytes {
+  alignas(64) uint8_t low[128], high[128];
+};
+constexpr Bf16Bytes MakeBf16Bytes() {
+  Bf16Bytes table{};
+  for (int size = 1; size < 128; ++size) {
+    int exponent = 0;
+    while (size >> (exponent + 1) != 0) ++exponent;
+    const int bits = (127 + exponent) << 7 | ((size << (7 - exponent)) & 0x7f);
+    table.low[size] = static_cast<uint8_t>(bits);
+    table.high[size] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}
+constexpr Bf16Bytes kBf16Bytes = MakeBf16Bytes();
+
 // A byte is a sign and a size. The 64 bytes of a word of the panel stand so that unpacking low and
 // high bytes within 128-bit lanes gives both halves in order: lane l holds the pairs of outputs 4 l
 // to 4 l + 3, then those of outputs 16 + 4 l on.
 struct I8 : Kind<DType::kI8, int8_t> {
   using Wide = BF16;
   static void Load(const int8_t* w, __m512* v) {
-    __m512i wide[2];
-    WidenInt8(_mm512_load_si512(w), wide);
-    v[0] = _mm512_castsi512_ps(wide[0]);
-    v[1] = _mm512_castsi512_ps(wide[1]);
+    const __m512i q = _mm512_load_si512(w);
+    const auto* table = reinterpret_cast<const __m512i*>(kBf16Bytes.low);
+    // The tables have 128 entries: the sign does not count.
+    const __m512i low = _mm512_permutex2var_epi8(table[0], q, table[1]);
+    const __m512i size = _mm512_permutex2var_epi8(table[2], q, table[3]);
+    // high = size | (q & sign)
+    const __m512i high = _mm512_ternarylogic_epi32(size, q, _mm512_set1_epi8(-128), 0xf8);
+    v[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi8(low, high));
+    v[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi8(low, high));
   }
   static void Widen(const int8_t* w, uint16_t* out) {
     __m512 v[2];

@@ -103,8 +103,8 @@ bool AskForTiles() {
 }
 
 bool HasAmx() {
-  constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;
-  return HasAvx512BF16() && HasAll(Cpuid(7).edx, kBF16 | kTile) && OsSaves(0x600e6) &&
+  constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  return HasAvx512BF16() && HasAll(Cpuid(7).edx, kBF16 | kTile | kInt8) && OsSaves(0x600e6) &&
          AskForTiles();
 }
 
@@ -116,7 +116,8 @@ const std::vector<Tier>& AllTiers() {
       {"avx2", "AVX2, FMA and F16C", HasAvx2, Avx2Ops},
       {"avx512", "AVX-512 F, BW, DQ and VL", HasAvx512, Avx512Ops},
       {"avx512bf16", "AVX-512 F, BW, DQ, VL, VBMI and BF16", HasAvx512BF16, Avx512BF16Ops},
-      {"amx", "AMX tiles and bf16, AVX-512 BF16, and the system's permission", HasAmx, AmxOps},
+      {"amx", "AMX tiles, bf16 and int8, AVX-512 BF16, and the system's permission", HasAmx,
+       AmxOps},
   };
   return kTiers;
 }

@@ -21,11 +21,12 @@ const DType kTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
 
 // One product on one tier; y has a gap of 3 between its rows, x one of 5.
 Floats RunOnce(const OpTable& ops, const Shape& s, DType dtype, Activation activation, bool bias,
-               int threads, int seed, bool transposed = false) {
+               int threads, int seed, bool transposed, bool fixed_point = false) {
   std::mt19937 rng(seed);
   TestStream stream(threads);
   const Floats w = RandomFloats(int64_t{s.O} * s.K, rng, 1.0f / std::sqrt(s.K));
-  const Floats x = RandomFloats(int64_t{s.T} * (s.K + 5), rng, 2.0f);
+  Floats x = RandomFloats(int64_t{s.T} * (s.K + 5), rng, 2.0f);
+  if (fixed_point) RoundToFixedPoint(&x, s.T, s.K, s.K + 5);
   const Floats b = RandomFloats(s.O, rng);
   const Packed packed(ops, w, s.O, s.K, dtype, stream, transposed);
   Floats y(int64_t{s.T} * (s.O + 3));
@@ -48,14 +49,15 @@ Floats RunOnce(const OpTable& ops, const Shape& s, DType dtype, Activation activ
   return out;
 }
 
-// The same product by the double loop.
-Floats Reference(const Shape& s, DType dtype, Activation activation, bool bias, int seed,
-                 bool transposed = false) {
+// The same product by the double loop, of the x that this tier multiplies.
+Floats Reference(const Tier& tier, const Shape& s, DType dtype, Activation activation, bool bias,
+                 int seed, bool transposed) {
   OpTable ops = PlainOps();
   ops.matmul = [](const MatmulParams* p, int n, Stream&) {
     for (int i = 0; i < n; ++i) plain::Matmul<double>(p[i], 0, p[i].w.O);
   };
-  return RunOnce(ops, s, dtype, activation, bias, 1, seed, transposed);
+  const bool fixed_point = dtype == DType::kI8 && std::string(tier.name) == "amx";
+  return RunOnce(ops, s, dtype, activation, bias, 1, seed, transposed, fixed_point);
 }
 
 class MatmulTest : public ::testing::TestWithParam<const Tier*> {};
@@ -68,7 +70,7 @@ TEST_P(MatmulTest, EqualsTheDoubleLoop) {
            {Activation::kNone, Activation::kTanh, Activation::kSigmoid, Activation::kReluSquared}) {
         const bool bias = ++seed % 2 == 0;
         const bool transposed = seed % 3 == 0;
-        const Floats want = Reference(s, dtype, activation, bias, seed, transposed);
+        const Floats want = Reference(*GetParam(), s, dtype, activation, bias, seed, transposed);
         const Floats got =
             RunOnce(GetParam()->ops(), s, dtype, activation, bias, 2, seed, transposed);
         ExpectClose(

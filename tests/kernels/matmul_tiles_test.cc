@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "kernels/cpu/matmul_int8_tiles.h"
 #include "tests/kernels/op_cases.h"
 
 namespace skein::kernels {
@@ -43,12 +44,26 @@ class EmulatedTiles {
   static void Narrow(const float* x, uint16_t* out) {
     for (int i = 0; i < 32; ++i) out[i] = ToBF16(x[i]);
   }
-  static void Widen(const uint8_t* q, uint16_t* out) {
-    for (int i = 0; i < 64; ++i) {
-      const uint8_t byte = q[i % 32 / 8 * 16 + i / 32 * 8 + i % 8];
-      const auto size = static_cast<float>(byte & 0x7f);
-      out[i] = ToBF16((byte & 0x80) != 0 ? -size : size);
+  template <int kBlocks>
+  static void Multiply(const char* x0, const char* x1, const int8_t* w) {
+    ASSERT_TRUE(configured_);
+    for (int tile = 0; tile < 2 * kBlocks; ++tile) {
+      const char* x = tile < 2 ? x0 : x1;
+      for (int r = 0; r < rows_; ++r) {
+        for (int o = 0; o < 16; ++o) {
+          int32_t sum = 0;
+          for (int k = 0; k < 64; ++k) {
+            sum += static_cast<int8_t>(x[r * 64 + k]) *
+                   w[tile % 2 * 1024 + k / 4 * 64 + o * 4 + k % 4];
+          }
+          std::memcpy(&sums_[tile][r * 16 + o], &sum, 4);
+        }
+      }
     }
+  }
+  template <int kBlocks>
+  static void StoreInts(int32_t* sums) {
+    Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
   }
   static void Activate(float* values, Activation activation) {
     for (int i = 0; i < 16; ++i) {
@@ -85,8 +100,8 @@ thread_local float EmulatedTiles::sums_[4][256];
 struct EmulatedTier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
-    if (dtype == DType::kBF16) return f(TileKernel<EmulatedTiles, false>{});
-    return f(TileKernel<EmulatedTiles, true>{});
+    if (dtype == DType::kBF16) return f(TileKernel<EmulatedTiles>{});
+    return f(Int8TileKernel<EmulatedTiles>{});
   }
 };
 
@@ -104,10 +119,12 @@ struct Shape {
 
 // y = act(x w + bias), rows 3 apart from one another.
 Floats Multiply(const OpTable& ops, const Shape& s, DType dtype, Activation activation, int first,
-                int rows, Stream& stream) {
+                int rows, Stream& stream, bool fixed_point = false) {
   std::mt19937 rng(s.T * 100 + s.O);
-  const Floats w = RandomFloats(int64_t{s.O} * s.K, rng, 1.0f / std::sqrt(s.K)),
-               x = RandomFloats(int64_t{s.T} * s.K, rng), bias = RandomFloats(s.O, rng);
+  const Floats w = RandomFloats(int64_t{s.O} * s.K, rng, 1.0f / std::sqrt(s.K));
+  Floats x = RandomFloats(int64_t{s.T} * s.K, rng);
+  const Floats bias = RandomFloats(s.O, rng);
+  if (fixed_point) RoundToFixedPoint(&x, s.T, s.K, s.K);
   const Packed packed(ops, w, s.O, s.K, dtype, stream);
   Floats y(int64_t{rows} * (s.O + 3));
   MatmulParams p;
@@ -145,7 +162,8 @@ TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
           s.O % 64 == 0 ? Activation::kNone : static_cast<Activation>(activation++ % 4);
       const std::string what = "T " + std::to_string(s.T) + " K " + std::to_string(s.K);
       const Floats got = Multiply(EmulatedOps(), s, dtype, act, 0, s.T, stream);
-      ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream), 1e-5, what);
+      ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream, dtype == DType::kI8),
+                  1e-5, what);
       for (const auto& [first, rows] : {std::pair(s.T - 1, 1), std::pair(s.T / 2, s.T - s.T / 2)}) {
         const Floats part = Multiply(EmulatedOps(), s, dtype, act, first, rows, stream);
         Floats want(part.size());

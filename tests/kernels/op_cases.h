@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/number_format.h"
 #include "kernels/cpu/plain.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tiers.h"
@@ -84,6 +86,25 @@ inline void ExpectSameBits(const Floats& got, const Floats& want, const std::str
   for (int64_t i = 0; i < got.size(); ++i) {
     ASSERT_EQ(std::memcmp(&got[i], &want[i], 4), 0)
         << what << " at " << i << ": got " << got[i] << ", want " << want[i];
+  }
+}
+
+// What the AMX tier makes of x before it multiplies int8 weights (matmul_int8_tiles.h): in each 64
+// k of a row, whole multiples of the power of two that is 2^13 below the largest.
+inline void RoundToFixedPoint(Floats* x, int rows, int K, int stride) {
+  for (int r = 0; r < rows; ++r) {
+    for (int begin = 0; begin < K; begin += 64) {
+      float* group = x->get() + int64_t{r} * stride + begin;
+      const int depth = std::min(64, K - begin);
+      float largest = 0;
+      for (int i = 0; i < depth; ++i) {
+        group[i] = FromBF16(ToBF16(group[i]));
+        largest = std::max(largest, std::abs(group[i]));
+      }
+      if (largest == 0) continue;
+      const float unit = std::ldexp(1.0f, std::ilogb(largest) - 13);
+      for (int i = 0; i < depth; ++i) group[i] = std::nearbyint(group[i] / unit) * unit;
+    }
   }
 }
 
