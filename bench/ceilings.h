@@ -88,13 +88,13 @@ __attribute__((target("avx512f"))) inline uint64_t ReadWide(const char* p, int64
 }
 
 // Bytes per second at which all threads of the stream together read `bytes` of memory in order,
-// again and again: the best of many passes, each of which reads at least 16 MiB. How fast that is
-// depends on how much it is, so let it be as much as what is compared with it reads.
+// again and again: the best of many passes, each of which reads at least 16 MiB. Caches make it
+// depend on `bytes`: give about what the compared work reads.
 inline double ReadBandwidth(kernels::Stream& stream, char* memory, int64_t bytes,
                             uint64_t (*read)(const char*, int64_t)) {
   constexpr int64_t kPage = 4096;
   kernels::Executor& executor = stream.executor();
-  const int64_t pages = bytes / kPage, repeat = std::max<int64_t>(1, (int64_t{16} << 20) / bytes);
+  const int64_t pages = bytes / kPage, repeat = ((int64_t{16} << 20) + bytes - 1) / bytes;
   const Timing t = Measure(0.5, [&] {
     executor.ParallelFor(pages, (pages + executor.num_threads() - 1) / executor.num_threads(),
                          [&](int64_t begin, int64_t end) {
@@ -184,6 +184,8 @@ __attribute__((target("amx-tile,amx-bf16"))) inline double TileProducts(int64_t 
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
   alignas(64) float values[256] = {};
+  // The compiler does not see what a tile reads.
+  __asm__ volatile("" : : "m"(config), "m"(values));
   _tile_loadconfig(&config);
   _tile_zero(0);
   _tile_zero(1);
@@ -200,13 +202,16 @@ __attribute__((target("amx-tile,amx-bf16"))) inline double TileProducts(int64_t 
     _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, values, 64);
+  __asm__ volatile("" : "+m"(values));
   _tile_release();
   sink += static_cast<uint64_t>(values[0]);
   return static_cast<double>(rounds) * 4 * 2 * 16 * 16 * 32;
 }
 
-// Operations per second of all threads in registers, with the fastest instruction that `tier` (of
+// Operations per second of all threads in registers, with the instruction that `tier` (of
 // kernels/cpu/tiers.cc) multiplies such weights with. "": fp32 with the widest of this machine.
+// int8 on "amx" takes as long as bf16: its tiles have twice the k, and each row of x is two of
+// them.
 inline double PeakFlops(kernels::Stream& stream, const std::string& tier = "",
                         kernels::DType weights = kernels::DType::kF32) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;

@@ -114,7 +114,7 @@ class EngineBench {
     }
     LoadRandom();
     stream_ = device_->NewStream();
-    bandwidth_ = bench::ReadBandwidth(*device_, *stream_, int64_t{256} << 20);
+    bandwidth_ = bench::ReadBandwidth(*device_, *stream_, model_->weight_bytes());
     peak_ = bench::PeakFlops(*stream_, device_->info().tier, options.weights);
     EngineOptions engine;
     engine.slots = most_rows_;

@@ -35,6 +35,7 @@ class Tiles {
  public:
   static void Begin(int rows) {
     const TileConfig config(rows);
+    __asm__ volatile("" : : "m"(config));  // GCC 12 believes that eight bytes of it are read
     _tile_loadconfig(&config);
     rows_ = rows;
   }

@@ -1,8 +1,8 @@
 // Matmul with AVX512-BF16: bf16 weights and x are multiplied in pairs of k. An output element is a
 // chain over the pairs; what the instruction does within a pair is the machine's (two
 // multiply-adds, denormals flushed, rounded to nearest), so results differ from the other tiers' in
-// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly, by AVX512-VBMI. See
-// matmul_vector.h.
+// the last bits of fp32. int8 weights are widened to bf16, which holds them exactly, by
+// AVX512-VBMI. See matmul_vector.h.
 
 #include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/matmul_vector.h"

@@ -4,21 +4,22 @@
 // weights, or sums of 32 bits. Weights go from memory to their tiles as they are.
 //
 // x stays as exact as the weights deserve: the 64 k of a row that share a scale of weights are held
-// in fixed point of 15 bits and a sign, whose unit is the power of two that their largest needs.
+// in fixed point of 14 bits and a sign, whose unit is the power of two that their largest needs.
 // Its high and its low byte, both signed, are two rows of a tile, and the whole numbers that come
 // of them are joined again without loss:
 //
 //   sum_k x q = unit * (256 * sum_k high q + sum_k low q),   |...| <= 64 * 127 * 2^14 < 2^31
 //
-// A bf16 of up to 1/64 of the largest is held exactly; a smaller one is off by at most 1/2^14 of
-// the largest, a small part of what rounding the weights to int8 takes from their product.
+// A bf16 down to 1/64 of the largest is held exactly; a smaller one is off by at most 1/2^14 of the
+// largest, a small part of what rounding the weights to int8 takes from their product.
 //
 // An output element is a chain over groups of 64 k, each times its unit and its scale. A row of a
 // tile is computed by itself, so results depend neither on the number of rows nor on threads.
 //
 // A backend B has the tiles and says:
 //   B::Begin(rows), B::End()         around all that follows, on one thread; rows of x and of sums
-//   B::Multiply<kBlocks>(x0, x1, w)  one or two blocks; x: [rows][64] each; w: [2 halves][16 quads]
+//   B::Multiply<kBlocks>(x0, x1, w)  from zero; one or two blocks; x: [rows][64] each; w: [2
+//   halves][16 quads]
 //                                    [16][4]
 //   B::StoreInts<kBlocks>(sums)      of the last Multiply: [block][rows][32]
 //   B::Narrow(x, out)                32 floats to bf16
@@ -28,7 +29,7 @@
 
 #include "kernels/cpu/matmul_group.h"
 #include "kernels/cpu/number_format.h"
-#include "kernels/cpu/tile_epilogue.h"
+#include "kernels/cpu/tile_rows.h"
 #include "kernels/ops.h"
 
 namespace skein::kernels {

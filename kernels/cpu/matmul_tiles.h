@@ -20,7 +20,7 @@
 
 #include "kernels/cpu/matmul_group.h"
 #include "kernels/cpu/number_format.h"
-#include "kernels/cpu/tile_epilogue.h"
+#include "kernels/cpu/tile_rows.h"
 #include "kernels/ops.h"
 
 namespace skein::kernels {
@@ -30,7 +30,6 @@ template <class B>
 class TileKernel {
   static constexpr int64_t kMaxRows = 16, kHalf = 16, kStepK = 32;
   static constexpr int64_t kTile = kHalf * kStepK;  // weights of one half and one step
-  static constexpr int64_t kPairs = 8;              // pairs of blocks that go over a panel at once
   static constexpr int64_t kAhead = 1536;  // bytes that weights are fetched before they are used
 
  public:
@@ -80,8 +79,7 @@ class TileKernel {
   static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
     B::Begin(static_cast<int>(Rows(p.T)));
     for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t block = 0; block < Blocks(p.T); block += 2 * kPairs)
-        Panel(p, packed, panel, block, Least(block + 2 * kPairs, Blocks(p.T)));
+      for (int64_t block = 0; block < Blocks(p.T); block += 2) Tile(p, packed, panel, block);
     }
     B::End();
   }
@@ -90,26 +88,22 @@ class TileKernel {
   static int64_t Padded(int64_t K) { return CeilDiv(K, kStepK) * kStepK; }
   static int64_t Rows(int64_t T) { return RowsOfBlock(T, Blocks(T)); }
 
-  static void Panel(const MatmulParams& p, const char* packed, int64_t panel, int64_t first,
-                    int64_t last) {
-    const int64_t rows = Rows(p.T), depth = Padded(p.w.K), o = panel * kPanel;
-    const auto* w = reinterpret_cast<const uint16_t*>(static_cast<const char*>(p.w.data) +
-                                                      panel * PanelBytes(p.w.K));
-    const bool plain =
-        o + kPanel <= p.w.O && p.bias == nullptr && p.activation == Activation::kNone;
-    for (int64_t block = first; block < last; block += 2) {
-      const bool pair = block + 1 < last;
-      const int64_t row = block * rows, end = row + rows * (pair ? 2 : 1);
-      B::Zero();
-      Steps(pair, reinterpret_cast<const uint16_t*>(packed) + row * depth, rows, depth, w);
-      if (plain && end <= p.T) {
-        Store(pair, p.y + row * p.y_stride + o, p.y_stride);
-        continue;
-      }
-      alignas(64) float sums[2 * kMaxRows * kPanel];
-      Store(pair, sums, kPanel);
-      FinishTiles<B>(p, sums, o, row, Least(end, p.T));
+  // One panel of outputs for one or two blocks of rows.
+  static void Tile(const MatmulParams& p, const char* packed, int64_t panel, int64_t block) {
+    const int64_t rows = Rows(p.T), depth = Padded(p.w.K);
+    const bool pair = block + 1 < Blocks(p.T);
+    const int64_t row = block * rows, end = row + rows * (pair ? 2 : 1), o = panel * kPanel;
+    B::Zero();
+    Steps(pair, reinterpret_cast<const uint16_t*>(packed) + row * depth, rows, depth,
+          reinterpret_cast<const uint16_t*>(static_cast<const char*>(p.w.data) +
+                                            panel * PanelBytes(p.w.K)));
+    if (end <= p.T && o + kPanel <= p.w.O && p.bias == nullptr &&
+        p.activation == Activation::kNone) {
+      return Store(pair, p.y + row * p.y_stride + o, p.y_stride);
     }
+    alignas(64) float sums[2 * kMaxRows * kPanel];
+    Store(pair, sums, kPanel);
+    FinishTiles<B>(p, sums, o, row, Least(end, p.T));
   }
 
   // Adds all products of a panel for one or two blocks.

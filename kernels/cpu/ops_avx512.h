@@ -20,7 +20,8 @@ void Pack(const PackParams& p, Stream& stream);
 void Matmul(const MatmulParams* params, int n, Stream& stream);
 }  // namespace avx512bf16
 
-// And AMX tiles of bf16, for which the process needs the system's permission (tiers.cc asks).
+// And AMX tiles of bf16 and int8, for which the process needs the system's permission (tiers.cc
+// asks).
 namespace amx {
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
 void Pack(const PackParams& p, Stream& stream);

@@ -174,5 +174,40 @@ TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
   }
 }
 
+// x in fixed point has its unit from the exponent alone: a power of two goes through exactly, up to
+// where its unit would be a denormal; NaN and infinity spoil their row and no other.
+TEST(MatmulTiles, Int8TakesEveryExponentAndKeepsNaN) {
+  TestStream stream(1);
+  const OpTable ops = EmulatedOps();
+  const int O = 32, K = 64, T = 8;
+  std::mt19937 rng(3);
+  const Floats w = RandomFloats(int64_t{O} * K, rng), base = RandomFloats(K, rng);
+  const Packed packed(ops, w, O, K, DType::kI8, stream);
+  const int exponents[T] = {0, 100, -80, -140, 0, 0, 0, 0};
+  Floats x(int64_t{T} * K), y(int64_t{T} * O);
+  for (int i = 0; i < T * K; ++i) x[i] = std::ldexp(base[i % K], exponents[i / K]);
+  x[4 * K + 7] = NAN;
+  x[5 * K + 7] = std::numeric_limits<float>::infinity();
+  for (int k = 0; k < K; ++k) {
+    x[6 * K + k] = k == 9 ? 1.0f : 1.0f / (1 << 20);  // lost beside 1
+    x[7 * K + k] = k == 9 ? 1.0f : 0.0f;
+  }
+  MatmulParams p;
+  p.x = x.get();
+  p.x_stride = K;
+  p.T = T;
+  p.w = packed.view();
+  p.y = y.get();
+  p.y_stride = O;
+  ops.matmul(&p, 1, stream);
+  for (int o = 0; o < O; ++o) {
+    EXPECT_EQ(y[1 * O + o], std::ldexp(y[o], 100));
+    EXPECT_EQ(y[2 * O + o], std::ldexp(y[o], -80));
+    EXPECT_EQ(y[3 * O + o], 0);
+    EXPECT_TRUE(std::isnan(y[4 * O + o]) && std::isnan(y[5 * O + o]));
+    EXPECT_EQ(y[6 * O + o], y[7 * O + o]);
+  }
+}
+
 }  // namespace
 }  // namespace skein::kernels

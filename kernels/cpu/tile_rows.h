@@ -1,5 +1,6 @@
 #pragma once
-// What the kernels of tiles share, for matmul_tiles.h and matmul_int8_tiles.h only.
+// How the kernels of tiles deal rows to blocks and finish their sums, for matmul_tiles.h and
+// matmul_int8_tiles.h only.
 
 #include <cstdint>
 
