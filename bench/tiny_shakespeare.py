@@ -70,8 +70,9 @@ def main():
         figures = {"validation_loss": loss, "nanogpt": MOST_LOSS, "ratio": loss / MOST_LOSS, "steps": steps,
                    "wall_seconds": seconds, "sha256": sha256}
         machine = {"processor": processor(), "processors": os.cpu_count(), "kernel": os.uname().release, "load_average": os.getloadavg()[0]}
-        arguments.json.write_text(json.dumps({"machine": machine, "command": " ".join(sys.argv), "figures": figures},
-                                             indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"machine": machine, "command": " ".join(sys.argv),
+                                              "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                                              "figures": figures}, indent=2) + "\n")
     if steps != 2000 or not loss < MOST_LOSS:
         sys.exit(f"tiny-shakespeare: the validation loss after 2,000 steps is to be under {MOST_LOSS}")
 

@@ -120,14 +120,15 @@ def best_of(results):
     return cells
 
 
-def machine_best(results):
-    """The machine at its best in the whole run: a ceiling that was measured beside other work is none."""
-    rounds = [r for name, _, _ in SKEIN for r in results[name]]
+def machine_best(rounds):
+    """The machine at its best in those rounds: a ceiling that was measured beside other work is none."""
     return {key: max(r[key] for r in rounds) for key in ("read_bytes_per_second", "fp32_flops", "bf16_flops")}
 
 
-def add_floors(results, best):
+def add_floors(results):
+    """How fast a model is read depends on how large it is, so each type of weights has its own bandwidth."""
     for name, _, _ in SKEIN:
+        best = machine_best(results[name])
         for r in results[name]:
             flops = best["bf16_flops" if r["narrow"] else "fp32_flops"]
             for cell in r["cells"].values():
@@ -205,11 +206,12 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(options, folder)
         results, errors = measure(bench, options)
-    one, best = results["Skein bf16"][-1], machine_best(results)
-    add_floors(results, best)
+    add_floors(results)
+    one, best = results["Skein bf16"][-1], machine_best(results["Skein bf16"])
     machine = (f"{processor()}, {bench.threads} threads, Skein tier {one['tier']}, load {os.getloadavg()[0]:.1f}; read "
                f"{best['read_bytes_per_second'] / 1e9:.1f} GB/s, peak {best['fp32_flops'] / 1e9:.0f} GFLOP/s fp32, "
-               f"{best['bf16_flops'] / 1e9:.0f} of bf16; random RWKV-7 L12 C768 V65536 F3072")
+               f"{best['bf16_flops'] / 1e9:.0f} of bf16; random RWKV-7 L12 C768 V65536 F3072; llama.cpp without "
+               "its AMX kernels, which crash on such a model")
     figures = {name: best_of(rounds) for name, rounds in results.items()}
     text = table(figures, errors, machine)
     print(text)

@@ -20,7 +20,7 @@ die() {
 }
 
 case $tier in
-  # Without its AMX path (int8 weights only), which faults at ldtilecfg on a machine that has AMX.
+  # Without its AMX kernels (they are for int8 weights only): this version crashes with them at its first ldtilecfg.
   native) flags=(-DGGML_NATIVE=ON "-DCMAKE_C_FLAGS=$NO_AMX" "-DCMAKE_CXX_FLAGS=$NO_AMX") ;;
   avx2) flags=(-DGGML_NATIVE=OFF) ;; # AVX2, FMA and F16C are its defaults
   avx512) flags=(-DGGML_NATIVE=OFF -DGGML_AVX512=ON) ;;
