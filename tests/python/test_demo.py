@@ -59,6 +59,10 @@ def daemon(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def say(daemon, pb):
+    return speaker(daemon, pb)
+
+
+def speaker(daemon, pb):
     """say(conversation, text) -> the answer of one turn, greedy."""
     client = Client(pb, daemon.channel)
     g = pb.gen
@@ -114,3 +118,20 @@ def test_the_demo_of_the_chat(daemon):
     print(f"/demo: {right} of 5 right")
     if FULL_MODEL:
         assert right >= 4
+
+
+@pytest.mark.skipif(not FULL_MODEL, reason="answers of half a model hang by a thread")
+def test_weights_of_every_type_answer_alike(model, pb, tmp_path):
+    """60 greedy answers, whatever the weights are rounded to."""
+    answers = {}
+    for weights in ("fp32", "bf16", "int8"):
+        one = Daemon(model, tmp_path, {"model.weights": weights})
+        say, draw = speaker(one, pb), random.Random(2)
+        answers[weights] = []
+        for _ in range(20):
+            conversation, (values, statement, question, _) = fresh_id(), draw.choice(FACTS)
+            for text in (statement.format(draw.choice(values)), "I like tea.", question):
+                answers[weights].append(say(conversation, text))
+        one.stop()
+    assert len(answers["fp32"]) == 60
+    assert answers["fp32"] == answers["bf16"] == answers["int8"]
