@@ -9,6 +9,7 @@ void KeepFixed(const ServerConfig& present, ServerConfig* config) {
   const ServerConfig wanted = *config;
   config->listen = present.listen;
   config->listen.tls = wanted.listen.tls;
+  config->listen.tls.require_client_certificate = present.listen.tls.require_client_certificate;
   config->model = present.model;
   config->models = present.models;
   config->cpu = present.cpu;

@@ -15,7 +15,7 @@ struct ReloadPlan {
   std::vector<std::string> ignored;  // keys that would need a restart
 };
 
-// Both are valid.
+// Both are valid; what comes of them together need not be, so it wants Validate before it is used.
 ReloadPlan PlanReload(const ServerConfig& present, const ServerConfig& wanted);
 
 }  // namespace skein::server

@@ -187,8 +187,13 @@ absl::StatusOr<ReloadPlan> Daemon::TryReload() {
   if (!reread_) return absl::FailedPreconditionError("this server's configuration never changes");
   SKEIN_ASSIGN_OR_RETURN(const LoadedConfig loaded, reread_());
   ReloadPlan plan = PlanReload(*config_.Get(), loaded.config);
+  // A file that is fine for a restart may not be together with what stays until then: it may do
+  // without tokens at another address.
+  if (const absl::Status status = Validate(plan.config); !status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("with what takes a restart as it is: ", status.message()));
+  }
   // What can fail comes first; each keeps what it has when it fails.
-  SKEIN_ASSIGN_OR_RETURN(const auto clients, LoadClients(plan.config.auth));
   SKEIN_RETURN_IF_ERROR(manager_->Reconfigure(plan.config, [&] {
     SKEIN_RETURN_IF_ERROR(grpc_->ReplaceCertificates(plan.config.listen.tls));
     return Configure(plan.config.auth, &auth_);

@@ -27,11 +27,12 @@ def run(*arguments, cwd, env=None, timeout=30):
 
 
 class Daemon:
-    """A running skeind. `settings` become --set key=value."""
+    """A running skeind. `settings` become --set key=value; `listen` None: as its config file says."""
 
     def __init__(self, model, cwd, settings=None, listen="127.0.0.1:0", env=None):
-        merged = {"listen.address": listen, "listen.metrics": "127.0.0.1:0", "cpu.threads": 1,
-                  "limits.max_tokens": 10**9, **(settings or {})}
+        merged = {"listen.metrics": "127.0.0.1:0", "cpu.threads": 1, "limits.max_tokens": 10**9, **(settings or {})}
+        if listen is not None:
+            merged["listen.address"] = listen
         command = [str(SKEIND), "--model", str(model)]
         for key, value in merged.items():
             command += ["--set", f"{key}={value}"]

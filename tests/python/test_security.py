@@ -449,3 +449,36 @@ def test_reload_of_tokens(start, pb, tmp_path):
     daemon.wait_for_line("reloaded")
     stub.ListModels(request, metadata=bearer(second))
     expect_error(UNAUTHENTICATED, lambda: stub.ListModels(request, metadata=bearer(first)))
+
+
+@pytest.mark.parametrize("key, public, instead", [
+    ("address", "{address: 0.0.0.0:0}", "{}"), ("address", "{address: 0.0.0.0:0}", "{allow_insecure_public: true}"),
+    ("control", "{address: 127.0.0.1:0, control: 0.0.0.0:0}", "{address: 127.0.0.1:0}")])
+def test_a_reload_does_not_open_a_public_address(start, pb, authority, server_pair, tmp_path, key, public, instead):
+    """The file would do for a restart; what listens now stays where it is until then, and needs its tokens."""
+    token, line = new_token(tmp_path, "one", "--scopes", "generate,admin")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"listen: {public}\nauth:\n  tokens: [{line}]\n")
+    daemon = start(tls_settings(server_pair), listen=None)
+    assert daemon.address.startswith("0.0.0.0:" if key == "address" else "127.0.0.1:")
+    daemon.address = daemon.address.replace("0.0.0.0", "127.0.0.1")
+    config.write_text(f"listen: {instead}\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    refused = daemon.wait_for_line("was not reloaded")
+    assert f"listen.{key}: other machines can reach '0.0.0.0:0', and there are no tokens" in refused
+    with tls_channel(daemon, authority) as channel:
+        expect_error(UNAUTHENTICATED, lambda: models(pb, channel))
+        pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), metadata=bearer(token))
+
+
+def test_whether_clients_need_certificates_takes_a_restart(start, pb, authority, server_pair, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("")
+    daemon = start(tls_settings(server_pair, client_ca=authority.certificate))
+    config.write_text("listen: {tls: {require_client_certificate: true}}\n")
+    with tls_channel(daemon, authority) as channel:
+        control = pb.control_grpc.ControlStub(channel)
+        answer = control.ReloadConfig(pb.control.ReloadConfigRequest(), timeout=30)
+        assert (list(answer.applied), list(answer.ignored)) == ([], ["listen.tls.require_client_certificate"])
+    with tls_channel(daemon, authority) as channel:
+        models(pb, channel)  # as it was

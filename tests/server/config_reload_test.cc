@@ -24,6 +24,7 @@ TEST(ConfigReloadTest, WhatCanChangeIsTakenAndTheRestStays) {
   wanted.defaults.temperature = 0.5;
   wanted.log.level = "debug";
   wanted.listen.tls.certificate = "new.pem";
+  wanted.listen.tls.require_client_certificate = true;
   wanted.control.model_folders = {"a", "b"};
   wanted.auth.tokens.emplace_back().name = "client";
   wanted.drain_seconds = 5;
@@ -37,8 +38,9 @@ TEST(ConfigReloadTest, WhatCanChangeIsTakenAndTheRestStays) {
               UnorderedElementsAre("limits.queued", "defaults.temperature", "log.level",
                                    "listen.tls.certificate", "control.model_folders", "auth.tokens",
                                    "shutdown.drain"));
-  EXPECT_THAT(plan.ignored, UnorderedElementsAre("listen.address", "model.path", "models",
-                                                 "engine.slots", "log.format"));
+  EXPECT_THAT(plan.ignored,
+              UnorderedElementsAre("listen.address", "listen.tls.require_client_certificate",
+                                   "model.path", "models", "engine.slots", "log.format"));
   EXPECT_EQ(plan.config.limits.queued, 9);
   EXPECT_EQ(plan.config.listen.tls.certificate, "new.pem");
   EXPECT_EQ(plan.config.listen.address, present.listen.address);
