@@ -35,10 +35,12 @@ absl::StatusOr<ModelUse> ServiceContext::Use(absl::string_view model) const {
   return ModelUse(config->Get(), std::move(instance));
 }
 
-Call::Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context)
+Call::Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context,
+           Rpc* rpc)
     : services_(&services),
       method_(method),
       context_(context),
+      rpc_(rpc),
       counted_(services.connections->BeginCall(context->peer())),
       start_(absl::Now()),
       principal_(Nobody()) {

@@ -6,14 +6,12 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <type_traits>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine/engine.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
-#include "grpcpp/support/server_callback.h"
 #include "server/authenticator.h"
 #include "server/connection_table.h"
 #include "server/convert.h"
@@ -28,6 +26,7 @@ namespace skein::server {
 class Lifecycle;
 class ModelManager;
 class RequestLog;
+class Rpc;
 struct ReloadPlan;
 
 // What the services work with. Constant after start; everything pointed to is thread-safe and
@@ -61,8 +60,11 @@ struct Method {
 // time.
 class Call {
  public:
-  Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context);
+  // `rpc` is the call's end at the transport; nullptr where the call has a reactor of its own.
+  Call(const ServiceContext& services, Method method, grpc::CallbackServerContext* context,
+       Rpc* rpc = nullptr);
 
+  Rpc* rpc() const { return rpc_; }
   const ServiceContext& services() const { return *services_; }
   // Whether the caller may call this method. An error ends the call before its request is read.
   const absl::Status& access() const { return access_; }
@@ -88,6 +90,7 @@ class Call {
   const ServiceContext* services_;
   Method method_;
   grpc::CallbackServerContext* context_;
+  Rpc* rpc_;
   std::shared_ptr<void> counted_;  // among the calls of its connection
   absl::Time start_;
   absl::Status access_;
@@ -97,54 +100,5 @@ class Call {
 
 // 128 random bits as text, for requests that came without an id.
 std::string NewRequestId();
-
-// The end of a unary RPC.
-class UnaryAnswer final : public grpc::ServerUnaryReactor {
- public:
-  UnaryAnswer(Call call, const absl::Status& status) : call_(std::move(call)) {
-    Finish(call_.End(status));
-  }
-  void OnDone() override { delete this; }
-
- private:
-  Call call_;
-};
-
-// Ends a streaming RPC before any header, so that the client's retry policy applies. `refused`: as
-// in Call::End.
-class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
- public:
-  RefusedStream(Call call, const absl::Status& status, bool refused = true)
-      : call_(std::move(call)) {
-    Finish(call_.End(status, refused));
-  }
-  void OnDone() override { delete this; }
-
- private:
-  Call call_;
-};
-
-// A unary RPC: parse, `handler([const Call&,] const Request&, Response*) -> absl::Status`,
-// serialise. Handlers are quick.
-template <typename Request, typename Response, typename Handler>
-grpc::ServerUnaryReactor* Unary(const ServiceContext& services, Method method,
-                                grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
-                                grpc::ByteBuffer* out, Handler handler) {
-  Call call(services, method, context);
-  Request request;
-  Response response;
-  absl::Status status = call.Parse(*in, &request);
-  if (status.ok()) {
-    if constexpr (std::is_invocable_v<Handler, const Call&, const Request&, Response*>) {
-      status = handler(call, request, &response);
-    } else {
-      status = handler(request, &response);
-    }
-  }
-  if (status.ok()) Serialize(response, out);
-  LogLine line(Call::LevelOf(status), "rpc");
-  call.Log(line, status);
-  return new UnaryAnswer(std::move(call), status);
-}
 
 }  // namespace skein::server

@@ -42,25 +42,22 @@ absl::StatusOr<absl::Time> DrainDeadline(const v1::DrainRequest& request) {
 
 }  // namespace
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* ControlService::LoadModel(Context* context,
-                                                                      const Bytes* in) {
-  Call call(services_, {kName, "LoadModel"}, context);
+void ControlService::LoadModel(Call call, const Bytes& in) {
   v1::LoadModelRequest request;
-  absl::Status status = call.Parse(*in, &request);
+  absl::Status status = call.Parse(in, &request);
   auto stream = std::make_shared<LoadCall>(call, request.path());
   stream->Hold();
   if (status.ok()) status = stream->Start(request, services_.manager);
-  if (status.ok()) return stream.get();
+  if (status.ok()) return;
   stream->Release();
   LogLine line(Call::LevelOf(status), "rpc");
   call.Log(line, status);
-  return new RefusedStream(std::move(call), status);
+  Refuse(call, status);
 }
 
-grpc::ServerUnaryReactor* ControlService::UnloadModel(Context* context, const Bytes* in,
-                                                      Bytes* out) {
-  return Unary<v1::UnloadModelRequest, v1::UnloadModelResponse>(
-      services_, {kName, "UnloadModel"}, context, in, out,
+void ControlService::UnloadModel(Call call, const Bytes& in) {
+  Unary<v1::UnloadModelRequest, v1::UnloadModelResponse>(
+      std::move(call), in,
       [this](const v1::UnloadModelRequest& request,
              v1::UnloadModelResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelManager::Unloaded unloaded,
@@ -72,9 +69,9 @@ grpc::ServerUnaryReactor* ControlService::UnloadModel(Context* context, const By
       });
 }
 
-grpc::ServerUnaryReactor* ControlService::GetLoad(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::GetLoadRequest, v1::GetLoadResponse>(
-      services_, {kName, "GetLoad"}, context, in, out,
+void ControlService::GetLoad(Call call, const Bytes& in) {
+  Unary<v1::GetLoadRequest, v1::GetLoadResponse>(
+      std::move(call), in,
       [this](const v1::GetLoadRequest&, v1::GetLoadResponse* response) -> absl::Status {
         const std::string first = services_.models->default_name();
         for (const auto& [name, instance] : services_.models->Named()) {
@@ -96,9 +93,9 @@ grpc::ServerUnaryReactor* ControlService::GetLoad(Context* context, const Bytes*
       });
 }
 
-grpc::ServerUnaryReactor* ControlService::Drain(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::DrainRequest, v1::DrainResponse>(
-      services_, {kName, "Drain"}, context, in, out,
+void ControlService::Drain(Call call, const Bytes& in) {
+  Unary<v1::DrainRequest, v1::DrainResponse>(
+      std::move(call), in,
       [this](const v1::DrainRequest& request, v1::DrainResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const absl::Time deadline, DrainDeadline(request));
         services_.lifecycle->BeginDrain(deadline);
@@ -113,10 +110,9 @@ grpc::ServerUnaryReactor* ControlService::Drain(Context* context, const Bytes* i
       });
 }
 
-grpc::ServerUnaryReactor* ControlService::Undrain(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::UndrainRequest, v1::UndrainResponse>(
-      services_, {kName, "Undrain"}, context, in, out,
-      [this](const v1::UndrainRequest&, v1::UndrainResponse*) -> absl::Status {
+void ControlService::Undrain(Call call, const Bytes& in) {
+  Unary<v1::UndrainRequest, v1::UndrainResponse>(
+      std::move(call), in, [this](const v1::UndrainRequest&, v1::UndrainResponse*) -> absl::Status {
         SKEIN_RETURN_IF_ERROR(services_.lifecycle->Undrain());
         services_.health_changed();
         LogLine(LogLevel::kInfo, "serving again").With("by", "Control.Undrain");
@@ -124,16 +120,27 @@ grpc::ServerUnaryReactor* ControlService::Undrain(Context* context, const Bytes*
       });
 }
 
-grpc::ServerUnaryReactor* ControlService::ReloadConfig(Context* context, const Bytes* in,
-                                                       Bytes* out) {
-  return Unary<v1::ReloadConfigRequest, v1::ReloadConfigResponse>(
-      services_, {kName, "ReloadConfig"}, context, in, out,
+void ControlService::ReloadConfig(Call call, const Bytes& in) {
+  Unary<v1::ReloadConfigRequest, v1::ReloadConfigResponse>(
+      std::move(call), in,
       [this](const v1::ReloadConfigRequest&, v1::ReloadConfigResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ReloadPlan plan, services_.reload());
         response->mutable_applied()->Add(plan.applied.begin(), plan.applied.end());
         response->mutable_ignored()->Add(plan.ignored.begin(), plan.ignored.end());
         return absl::OkStatus();
       });
+}
+
+Service ControlService::methods() {
+  return {kName,
+          {
+              {"LoadModel", HandlerOf(this, &ControlService::LoadModel)},
+              {"UnloadModel", HandlerOf(this, &ControlService::UnloadModel)},
+              {"GetLoad", HandlerOf(this, &ControlService::GetLoad)},
+              {"Drain", HandlerOf(this, &ControlService::Drain)},
+              {"Undrain", HandlerOf(this, &ControlService::Undrain)},
+              {"ReloadConfig", HandlerOf(this, &ControlService::ReloadConfig)},
+          }};
 }
 
 }  // namespace skein::server

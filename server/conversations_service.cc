@@ -59,10 +59,9 @@ v1::Conversation ConversationsService::Show(const engine::ConversationInfo& info
   return out;
 }
 
-grpc::ServerUnaryReactor* ConversationsService::Create(Context* context, const Bytes* in,
-                                                       Bytes* out) {
-  return Unary<v1::CreateConversationRequest, v1::Conversation>(
-      services_, {kName, "Create"}, context, in, out,
+void ConversationsService::Create(Call call, const Bytes& in) {
+  Unary<v1::CreateConversationRequest, v1::Conversation>(
+      std::move(call), in,
       [this](const Call& call, const v1::CreateConversationRequest& request,
              v1::Conversation* response) -> absl::Status {
         FieldViolations bad;
@@ -101,9 +100,9 @@ grpc::ServerUnaryReactor* ConversationsService::Create(Context* context, const B
       });
 }
 
-grpc::ServerUnaryReactor* ConversationsService::Get(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::GetConversationRequest, v1::Conversation>(
-      services_, {kName, "Get"}, context, in, out,
+void ConversationsService::Get(Call call, const Bytes& in) {
+  Unary<v1::GetConversationRequest, v1::Conversation>(
+      std::move(call), in,
       [this](const Call& call, const v1::GetConversationRequest& request,
              v1::Conversation* response) -> absl::Status {
         FieldViolations bad;
@@ -139,10 +138,9 @@ absl::Status ConversationsService::AddHistory(const engine::ConversationKey& key
   return absl::OkStatus();
 }
 
-grpc::ServerUnaryReactor* ConversationsService::List(Context* context, const Bytes* in,
-                                                     Bytes* out) {
-  return Unary<v1::ListConversationsRequest, v1::ListConversationsResponse>(
-      services_, {kName, "List"}, context, in, out,
+void ConversationsService::List(Call call, const Bytes& in) {
+  Unary<v1::ListConversationsRequest, v1::ListConversationsResponse>(
+      std::move(call), in,
       [this](const Call& call, const v1::ListConversationsRequest& request,
              v1::ListConversationsResponse* response) -> absl::Status {
         FieldViolations bad;
@@ -173,10 +171,9 @@ grpc::ServerUnaryReactor* ConversationsService::List(Context* context, const Byt
       });
 }
 
-grpc::ServerUnaryReactor* ConversationsService::Delete(Context* context, const Bytes* in,
-                                                       Bytes* out) {
-  return Unary<v1::DeleteConversationRequest, v1::DeleteConversationResponse>(
-      services_, {kName, "Delete"}, context, in, out,
+void ConversationsService::Delete(Call call, const Bytes& in) {
+  Unary<v1::DeleteConversationRequest, v1::DeleteConversationResponse>(
+      std::move(call), in,
       [this](const Call& call, const v1::DeleteConversationRequest& request,
              v1::DeleteConversationResponse*) -> absl::Status {
         SKEIN_RETURN_IF_ERROR(CheckConversationId(request.id(), "id", false));
@@ -184,10 +181,9 @@ grpc::ServerUnaryReactor* ConversationsService::Delete(Context* context, const B
       });
 }
 
-grpc::ServerUnaryReactor* ConversationsService::Fork(Context* context, const Bytes* in,
-                                                     Bytes* out) {
-  return Unary<v1::ForkConversationRequest, v1::ForkConversationResponse>(
-      services_, {kName, "Fork"}, context, in, out,
+void ConversationsService::Fork(Call call, const Bytes& in) {
+  Unary<v1::ForkConversationRequest, v1::ForkConversationResponse>(
+      std::move(call), in,
       [this](const Call& call, const v1::ForkConversationRequest& request,
              v1::ForkConversationResponse* response) -> absl::Status {
         FieldViolations bad;
@@ -219,10 +215,9 @@ grpc::ServerUnaryReactor* ConversationsService::Fork(Context* context, const Byt
       });
 }
 
-grpc::ServerUnaryReactor* ConversationsService::Rewind(Context* context, const Bytes* in,
-                                                       Bytes* out) {
-  return Unary<v1::RewindConversationRequest, v1::Conversation>(
-      services_, {kName, "Rewind"}, context, in, out,
+void ConversationsService::Rewind(Call call, const Bytes& in) {
+  Unary<v1::RewindConversationRequest, v1::Conversation>(
+      std::move(call), in,
       [this](const Call& call, const v1::RewindConversationRequest& request,
              v1::Conversation* response) -> absl::Status {
         SKEIN_RETURN_IF_ERROR(CheckConversationId(request.id(), "id", false));
@@ -231,6 +226,18 @@ grpc::ServerUnaryReactor* ConversationsService::Rewind(Context* context, const B
         *response = Show(info);
         return absl::OkStatus();
       });
+}
+
+Service ConversationsService::methods() {
+  return {kName,
+          {
+              {"Create", HandlerOf(this, &ConversationsService::Create)},
+              {"Get", HandlerOf(this, &ConversationsService::Get)},
+              {"List", HandlerOf(this, &ConversationsService::List)},
+              {"Delete", HandlerOf(this, &ConversationsService::Delete)},
+              {"Fork", HandlerOf(this, &ConversationsService::Fork)},
+              {"Rewind", HandlerOf(this, &ConversationsService::Rewind)},
+          }};
 }
 
 }  // namespace skein::server

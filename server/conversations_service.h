@@ -1,33 +1,28 @@
 #pragma once
 // skein.v1.Conversations. Thread-safe.
 
-#include "server/call.h"
-#include "skein/v1/conversations.grpc.pb.h"
+#include "server/rpc.h"
+#include "skein/v1/conversations.pb.h"
 
 namespace skein::server {
 
-using RawConversations = v1::Conversations::WithRawCallbackMethod_Create<
-    v1::Conversations::WithRawCallbackMethod_Get<v1::Conversations::WithRawCallbackMethod_List<
-        v1::Conversations::WithRawCallbackMethod_Delete<
-            v1::Conversations::WithRawCallbackMethod_Fork<
-                v1::Conversations::WithRawCallbackMethod_Rewind<v1::Conversations::Service>>>>>>;
-
-class ConversationsService final : public RawConversations {
+class ConversationsService final {
  public:
   static constexpr char kName[] = "skein.v1.Conversations";
 
   explicit ConversationsService(const ServiceContext& services) : services_(services) {}
 
-  using Context = grpc::CallbackServerContext;
-  using Bytes = grpc::ByteBuffer;
-  grpc::ServerUnaryReactor* Create(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* Get(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* List(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* Delete(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* Fork(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* Rewind(Context* context, const Bytes* in, Bytes* out) override;
+  // Refers to this.
+  Service methods();
 
  private:
+  void Create(Call call, const Bytes& in);
+  void Get(Call call, const Bytes& in);
+  void List(Call call, const Bytes& in);
+  void Delete(Call call, const Bytes& in);
+  void Fork(Call call, const Bytes& in);
+  void Rewind(Call call, const Bytes& in);
+
   // Page of the versions after `after`.
   absl::Status AddHistory(const engine::ConversationKey& key, int64_t after, int32_t size,
                           v1::Conversation* response) const;

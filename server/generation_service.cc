@@ -13,11 +13,9 @@
 namespace skein::server {
 namespace {
 
-using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
-
-Reactor* Refuse(Call call, const absl::Status& status, const std::string& request_id) {
+void Refuse(Call& call, const absl::Status& status, const std::string& request_id) {
   LogRefused(call, status, request_id);
-  return new RefusedStream(std::move(call), status);
+  server::Refuse(call, status);
 }
 
 // An overloaded server spends nothing on a request that it cannot take; who may not ask at all is
@@ -39,21 +37,20 @@ bool IsKnown(const Call& call, const grpc::ByteBuffer& in) {
 
 }  // namespace
 
-Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
-  Call call(services_, {kName, "Generate"}, context);
-  if (absl::Status s = CheckRoom(&call); !s.ok() && !IsKnown(call, *in)) {
-    return Refuse(std::move(call), s, "");
+void GenerationService::Generate(Call call, const Bytes& in) {
+  if (absl::Status s = CheckRoom(&call); !s.ok() && !IsKnown(call, in)) {
+    return Refuse(call, s, "");
   }
   v1::GenerateRequest proto;
-  if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
+  if (absl::Status s = call.Parse(in, &proto); !s.ok()) return Refuse(call, s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
-  if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
+  if (!model.ok()) return Refuse(call, model.status(), proto.request_id());
   absl::StatusOr<GenerateCommand> command = model->converter().ToEngine(proto);
-  if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
+  if (!command.ok()) return Refuse(call, command.status(), proto.request_id());
 
   if (!proto.prompt_state().empty()) {
     auto prompt = model->instance().prompts.Find(proto.prompt_state(), model->instance().name());
-    if (!prompt.ok()) return Refuse(std::move(call), prompt.status(), proto.request_id());
+    if (!prompt.ok()) return Refuse(call, prompt.status(), proto.request_id());
     command->request.prompt = *std::move(prompt);
   }
 
@@ -74,52 +71,47 @@ Reactor* GenerationService::Generate(Context* context, const Bytes* in) {
   absl::Status status = stream->Generate({*model, std::move(spec), std::move(command->request)});
   if (!status.ok()) {
     stream->Release();
-    return Refuse(std::move(call), status, request_id);
+    return Refuse(call, status, request_id);
   }
   stream->OnReady();
-  return stream.get();
 }
 
-Reactor* GenerationService::Score(Context* context, const Bytes* in) {
-  Call call(services_, {kName, "Score"}, context);
-  if (absl::Status s = CheckRoom(&call); !s.ok()) return Refuse(std::move(call), s, "");
+void GenerationService::Score(Call call, const Bytes& in) {
+  if (absl::Status s = CheckRoom(&call); !s.ok()) return Refuse(call, s, "");
   v1::ScoreRequest proto;
-  if (absl::Status s = call.Parse(*in, &proto); !s.ok()) return Refuse(std::move(call), s, "");
+  if (absl::Status s = call.Parse(in, &proto); !s.ok()) return Refuse(call, s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
-  if (!model.ok()) return Refuse(std::move(call), model.status(), proto.request_id());
+  if (!model.ok()) return Refuse(call, model.status(), proto.request_id());
   absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
-  if (!command.ok()) return Refuse(std::move(call), command.status(), proto.request_id());
+  if (!command.ok()) return Refuse(call, command.status(), proto.request_id());
 
   auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command),
                                             model->config().limits.outbox_tokens);
   stream->Hold();
   if (absl::Status s = stream->Start(); !s.ok()) {
     stream->Release();
-    return Refuse(std::move(call), s, proto.request_id());
+    return Refuse(call, s, proto.request_id());
   }
-  return stream.get();
 }
 
-Reactor* GenerationService::Attach(Context* context, const Bytes* in) {
-  Call call(services_, {kName, "Attach"}, context);
+void GenerationService::Attach(Call call, const Bytes& in) {
   v1::AttachRequest proto;
-  absl::Status status = call.Parse(*in, &proto);
+  absl::Status status = call.Parse(in, &proto);
   if (status.ok() && proto.request_id().empty()) status = BadField("request_id", "is empty");
   if (status.ok() && proto.after_token() < 0) status = BadField("after_token", "is negative");
-  if (!status.ok()) return Refuse(std::move(call), status, proto.request_id());
+  if (!status.ok()) return Refuse(call, status, proto.request_id());
   auto stream = std::make_shared<GenerateCall>(call, proto.request_id());
   stream->Hold();
   if (status = stream->Attach(proto); !status.ok()) {
     stream->Release();
-    return Refuse(std::move(call), status, proto.request_id());
+    return Refuse(call, status, proto.request_id());
   }
   stream->OnReady();
-  return stream.get();
 }
 
-grpc::ServerUnaryReactor* GenerationService::Cancel(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::CancelRequest, v1::CancelResponse>(
-      services_, {kName, "Cancel"}, context, in, out,
+void GenerationService::Cancel(Call call, const Bytes& in) {
+  Unary<v1::CancelRequest, v1::CancelResponse>(
+      std::move(call), in,
       [this](const Call& call, const v1::CancelRequest& request,
              v1::CancelResponse* response) -> absl::Status {
         if (request.request_id().empty()) return BadField("request_id", "is empty");
@@ -129,10 +121,9 @@ grpc::ServerUnaryReactor* GenerationService::Cancel(Context* context, const Byte
       });
 }
 
-grpc::ServerUnaryReactor* GenerationService::Tokenize(Context* context, const Bytes* in,
-                                                      Bytes* out) {
-  return Unary<v1::TokenizeRequest, v1::TokenizeResponse>(
-      services_, {kName, "Tokenize"}, context, in, out,
+void GenerationService::Tokenize(Call call, const Bytes& in) {
+  Unary<v1::TokenizeRequest, v1::TokenizeResponse>(
+      std::move(call), in,
       [this](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
         SKEIN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, model.converter().Tokenize(request));
@@ -145,10 +136,9 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(Context* context, const By
       });
 }
 
-grpc::ServerUnaryReactor* GenerationService::Detokenize(Context* context, const Bytes* in,
-                                                        Bytes* out) {
-  return Unary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
-      services_, {kName, "Detokenize"}, context, in, out,
+void GenerationService::Detokenize(Call call, const Bytes& in) {
+  Unary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      std::move(call), in,
       [this](const v1::DetokenizeRequest& request,
              v1::DetokenizeResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
@@ -157,6 +147,18 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(Context* context, const 
         response->set_text(ToUtf8(bytes));
         return absl::OkStatus();
       });
+}
+
+Service GenerationService::methods() {
+  return {kName,
+          {
+              {"Generate", HandlerOf(this, &GenerationService::Generate)},
+              {"Attach", HandlerOf(this, &GenerationService::Attach)},
+              {"Score", HandlerOf(this, &GenerationService::Score)},
+              {"Cancel", HandlerOf(this, &GenerationService::Cancel)},
+              {"Tokenize", HandlerOf(this, &GenerationService::Tokenize)},
+              {"Detokenize", HandlerOf(this, &GenerationService::Detokenize)},
+          }};
 }
 
 }  // namespace skein::server

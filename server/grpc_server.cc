@@ -11,12 +11,11 @@
 #include "engine/base/check.h"
 #include "engine/base/mutex_checks.h"
 #include "google/protobuf/stubs/logging.h"
-#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "kernels/device.h"
-#include "server/reflection_service.h"
+#include "server/dispatcher.h"
 
 namespace skein::server {
 namespace {
@@ -33,6 +32,10 @@ int Milliseconds(double seconds) {
 
 void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(c.max_message_bytes));
+  // A compressed request is refused, not unpacked: gRPC would unpack a few kilobytes to gigabytes
+  // before it looks at the size.
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   const auto set = [&](const char* name, int value) { builder->AddChannelArgument(name, value); };
   set(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(c.max_metadata_bytes));
   set(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(c.max_streams));
@@ -42,6 +45,7 @@ void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
   set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
       Milliseconds(c.min_client_ping_seconds));
   set(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(c.handshake_seconds));
+  set(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   set(GRPC_ARG_ENABLE_CHANNELZ, 0);  // nobody reads it, and it costs memory for each connection
   if (c.max_connection_idle_seconds > 0) {
     set(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(c.max_connection_idle_seconds));
@@ -66,31 +70,6 @@ int64_t TransportMemory(const ListenConfig& c) {
   return std::max(kernels::UsableMemoryBytes() / 8, kLeastTransportMemory);
 }
 
-// Answers who asks for a method that there is not. gRPC would do it too, but not count the call.
-class UnknownMethods final : public grpc::CallbackGenericService {
- public:
-  explicit UnknownMethods(ConnectionTable* connections) : connections_(connections) {}
-
- private:
-  class Answer final : public grpc::ServerGenericBidiReactor {
-   public:
-    explicit Answer(std::shared_ptr<void> counted) : counted_(std::move(counted)) {
-      Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "there is no such method here"));
-    }
-    void OnDone() override { delete this; }
-
-   private:
-    const std::shared_ptr<void> counted_;
-  };
-
-  grpc::ServerGenericBidiReactor* CreateReactor(
-      grpc::GenericCallbackServerContext* context) override {
-    return new Answer(connections_->BeginCall(context->peer()));
-  }
-
-  ConnectionTable* const connections_;
-};
-
 }  // namespace
 
 int64_t ConnectionLimit(const ListenConfig& listen) {
@@ -109,12 +88,8 @@ void InitGrpc() {
 // One address and the services there: gRPC ties services to a server, not to an address.
 class GrpcServer::Port {
  public:
-  Port(const ServiceContext& services, HealthBoard* board, std::vector<NamedService> named)
-      : health_(services, board),
-        reflection_(services, kReflection, NamesOf(named)),
-        old_reflection_(services, kOldReflection, NamesOf(named)),
-        unknown_(services.connections),
-        named_(std::move(named)) {}
+  Port(const ServiceContext& services, HealthBoard* board, std::vector<Service> served)
+      : health_(services, board), dispatcher_(services, WithHealth(std::move(served))) {}
   ~Port() { Shutdown(absl::Now()); }
 
   absl::Status Bind(const char* key, const std::string& address) {
@@ -124,11 +99,7 @@ class GrpcServer::Port {
 
   absl::Status Serve(grpc::ServerBuilder* builder, std::shared_ptr<grpc::ServerCredentials> creds,
                      ConnectionTable* connections, RefusedConnections* refused) {
-    for (const NamedService& s : named_) builder->RegisterService(s.service);
-    builder->RegisterService(&health_);
-    builder->RegisterService(&reflection_);
-    builder->RegisterService(&old_reflection_);
-    builder->RegisterCallbackGenericService(&unknown_);
+    builder->RegisterCallbackGenericService(&dispatcher_);
     credentials_ = std::move(creds);
     using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
     acceptor_ = builder->experimental().AddExternalConnectionAcceptor(Type::FROM_FD, credentials_);
@@ -154,21 +125,16 @@ class GrpcServer::Port {
   }
 
   const std::string& address() const { return listener_->address(); }
-  std::vector<std::string> names() const { return NamesOf(named_); }
+  const std::vector<std::string>& names() const { return dispatcher_.names(); }
 
  private:
-  static std::vector<std::string> NamesOf(const std::vector<NamedService>& named) {
-    std::vector<std::string> names = {HealthService::kName, kReflection.service,
-                                      kOldReflection.service};
-    for (const NamedService& s : named) names.emplace_back(s.name);
-    return names;
+  std::vector<Service> WithHealth(std::vector<Service> served) {
+    served.push_back(health_.methods());
+    return served;
   }
 
   HealthService health_;
-  ReflectionService reflection_;
-  OldReflectionService old_reflection_;
-  UnknownMethods unknown_;
-  const std::vector<NamedService> named_;
+  Dispatcher dispatcher_;
   std::unique_ptr<Listener> listener_;
   std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlive the server
   std::unique_ptr<Acceptor> acceptor_;
@@ -198,19 +164,16 @@ absl::Status GrpcServer::Open(const ListenConfig& listen) {
   if (listen.tls.enabled()) {
     SKEIN_ASSIGN_OR_RETURN(certificates_, CertificateSource::Create(listen.tls));
   }
-  const NamedService control = {ControlService::kName, &control_};
-  std::vector<NamedService> open = {{GenerationService::kName, &generation_},
-                                    {ConversationsService::kName, &conversations_},
-                                    {InfoService::kName, &info_}};
-  if (listen.control.empty()) open.push_back(control);
+  std::vector<Service> open = {generation_.methods(), conversations_.methods(), info_.methods()};
+  if (listen.control.empty()) open.push_back(control_.methods());
   SKEIN_RETURN_IF_ERROR(OpenPort("listen.address", listen.address, listen, std::move(open)));
   if (listen.control.empty()) return absl::OkStatus();
-  return OpenPort("listen.control", listen.control, listen, {control});
+  return OpenPort("listen.control", listen.control, listen, {control_.methods()});
 }
 
 absl::Status GrpcServer::OpenPort(const char* key, const std::string& address,
-                                  const ListenConfig& listen, std::vector<NamedService> named) {
-  auto port = std::make_unique<Port>(services_, &health_, std::move(named));
+                                  const ListenConfig& listen, std::vector<Service> served) {
+  auto port = std::make_unique<Port>(services_, &health_, std::move(served));
   SKEIN_RETURN_IF_ERROR(port->Bind(key, address));
   grpc::ServerBuilder builder;
   SetLimits(listen, &builder);

@@ -55,15 +55,11 @@ class GrpcServer {
 
  private:
   class Port;
-  struct NamedService {
-    const char* name;
-    grpc::Service* service;
-  };
 
   GrpcServer(const ServiceContext& services, const ServerConfig& config);
   absl::Status Open(const ListenConfig& listen);
   absl::Status OpenPort(const char* key, const std::string& address, const ListenConfig& listen,
-                        std::vector<NamedService> named);
+                        std::vector<Service> served);
 
   // Constant after Start, or with their own synchronisation. Ports go first, they use the others.
   const ServiceContext services_;

@@ -23,14 +23,14 @@ std::set<std::string> WithWholeServer(std::vector<std::string> services) {
 }  // namespace
 
 // One Watch: shows the newest state; states that a slow reader misses are not kept.
-class HealthWatch final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                          public std::enable_shared_from_this<HealthWatch> {
+class HealthWatch final : public RpcStream, public std::enable_shared_from_this<HealthWatch> {
  public:
   HealthWatch(Call call, HealthBoard* board, std::string service)
       : call_(std::move(call)), board_(board), service_(std::move(service)) {}
 
   void Begin() {
     self_ = shared_from_this();
+    call_.rpc()->SetStream(this);
     board_->Add(self_);
   }
 
@@ -77,17 +77,17 @@ class HealthWatch final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       response.set_status(action.event);
       Serialize(response, &writing_);
     }
-    if (action.kind == Action::kWrite) return StartWrite(&writing_);
+    if (action.kind == Action::kWrite) return call_.rpc()->StartWrite(&writing_);
     grpc::Status status = call_.End(action.status);
-    if (action.kind == Action::kFinish) return Finish(std::move(status));
-    StartWriteAndFinish(&writing_, grpc::WriteOptions(), std::move(status));
+    if (action.kind == Action::kFinish) return call_.rpc()->Finish(std::move(status));
+    call_.rpc()->StartWriteAndFinish(&writing_, grpc::WriteOptions(), std::move(status));
   }
 
   Call call_;
   HealthBoard* const board_;
   const std::string service_;
   grpc::ByteBuffer writing_;           // belongs to the write in flight
-  std::shared_ptr<HealthWatch> self_;  // gRPC's, until OnDone
+  std::shared_ptr<HealthWatch> self_;  // the RPC's, until OnDone
   absl::Mutex mu_;
   WriteGate gate_ ABSL_GUARDED_BY(mu_);
   std::optional<ServingStatus> pending_ ABSL_GUARDED_BY(mu_);
@@ -140,9 +140,9 @@ void HealthBoard::Remove(const std::shared_ptr<HealthWatch>& watch) {
   watches_.erase(watch);
 }
 
-grpc::ServerUnaryReactor* HealthService::Check(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<HealthCheckRequest, HealthCheckResponse>(
-      services_, {kName, "Check"}, context, in, out,
+void HealthService::Check(Call call, const Bytes& in) {
+  Unary<HealthCheckRequest, HealthCheckResponse>(
+      std::move(call), in,
       [this](const HealthCheckRequest& request, HealthCheckResponse* response) -> absl::Status {
         const ServingStatus status = board_->StatusOf(request.service());
         if (status == HealthCheckResponse::SERVICE_UNKNOWN) {
@@ -154,16 +154,21 @@ grpc::ServerUnaryReactor* HealthService::Check(Context* context, const Bytes* in
       });
 }
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* HealthService::Watch(Context* context,
-                                                                 const Bytes* in) {
-  Call call(services_, {kName, "Watch"}, context);
+void HealthService::Watch(Call call, const Bytes& in) {
   HealthCheckRequest request;
-  if (const absl::Status status = call.Parse(*in, &request); !status.ok()) {
-    return new RefusedStream(std::move(call), status, /*refused=*/false);
+  if (const absl::Status status = call.Parse(in, &request); !status.ok()) {
+    return Refuse(call, status, /*refused=*/false);
   }
   auto watch = std::make_shared<HealthWatch>(std::move(call), board_, request.service());
   watch->Begin();
-  return watch.get();
+}
+
+Service HealthService::methods() {
+  return {kName,
+          {
+              {"Check", HandlerOf(this, &HealthService::Check)},
+              {"Watch", HandlerOf(this, &HealthService::Watch)},
+          }};
 }
 
 }  // namespace skein::server

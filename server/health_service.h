@@ -9,8 +9,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "grpc/health/v1/health.grpc.pb.h"
-#include "server/call.h"
+#include "grpc/health/v1/health.pb.h"
+#include "server/rpc.h"
 
 namespace skein::server {
 
@@ -40,10 +40,7 @@ class HealthBoard {
   std::set<std::shared_ptr<HealthWatch>> watches_ ABSL_GUARDED_BY(mu_);
 };
 
-using RawHealth = grpc::health::v1::Health::WithRawCallbackMethod_Check<
-    grpc::health::v1::Health::WithRawCallbackMethod_Watch<grpc::health::v1::Health::Service>>;
-
-class HealthService final : public RawHealth {
+class HealthService final {
  public:
   static constexpr char kName[] = "grpc.health.v1.Health";
 
@@ -51,12 +48,13 @@ class HealthService final : public RawHealth {
   HealthService(const ServiceContext& services, HealthBoard* board)
       : services_(services), board_(board) {}
 
-  using Context = grpc::CallbackServerContext;
-  using Bytes = grpc::ByteBuffer;
-  grpc::ServerUnaryReactor* Check(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerWriteReactor<Bytes>* Watch(Context* context, const Bytes* in) override;
+  // Refers to this.
+  Service methods();
 
  private:
+  void Check(Call call, const Bytes& in);
+  void Watch(Call call, const Bytes& in);
+
   const ServiceContext services_;
   HealthBoard* const board_;
 };

@@ -28,10 +28,9 @@ v1::Limits LimitsOf(const ServerConfig& config) {
 
 }  // namespace
 
-grpc::ServerUnaryReactor* InfoService::GetServerInfo(Context* context, const Bytes* in,
-                                                     Bytes* out) {
-  return Unary<v1::GetServerInfoRequest, v1::ServerInfo>(
-      services_, {kName, "GetServerInfo"}, context, in, out,
+void InfoService::GetServerInfo(Call call, const Bytes& in) {
+  Unary<v1::GetServerInfoRequest, v1::ServerInfo>(
+      std::move(call), in,
       [this](const v1::GetServerInfoRequest&, v1::ServerInfo* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(""));
         const engine::EngineGauges gauges = model.engine().gauges();
@@ -49,9 +48,9 @@ grpc::ServerUnaryReactor* InfoService::GetServerInfo(Context* context, const Byt
       });
 }
 
-grpc::ServerUnaryReactor* InfoService::ListModels(Context* context, const Bytes* in, Bytes* out) {
-  return Unary<v1::ListModelsRequest, v1::ListModelsResponse>(
-      services_, {kName, "ListModels"}, context, in, out,
+void InfoService::ListModels(Call call, const Bytes& in) {
+  Unary<v1::ListModelsRequest, v1::ListModelsResponse>(
+      std::move(call), in,
       [this](const v1::ListModelsRequest&, v1::ListModelsResponse* response) -> absl::Status {
         const std::string first = services_.models->default_name();
         for (const auto& [name, instance] : services_.models->Named()) {
@@ -64,6 +63,14 @@ grpc::ServerUnaryReactor* InfoService::ListModels(Context* context, const Bytes*
         }
         return absl::OkStatus();
       });
+}
+
+Service InfoService::methods() {
+  return {kName,
+          {
+              {"GetServerInfo", HandlerOf(this, &InfoService::GetServerInfo)},
+              {"ListModels", HandlerOf(this, &InfoService::ListModels)},
+          }};
 }
 
 }  // namespace skein::server

@@ -1,26 +1,24 @@
 #pragma once
 // skein.v1.Info. Thread-safe.
 
-#include "server/call.h"
-#include "skein/v1/info.grpc.pb.h"
+#include "server/rpc.h"
+#include "skein/v1/info.pb.h"
 
 namespace skein::server {
 
-using RawInfo = v1::Info::WithRawCallbackMethod_GetServerInfo<
-    v1::Info::WithRawCallbackMethod_ListModels<v1::Info::Service>>;
-
-class InfoService final : public RawInfo {
+class InfoService final {
  public:
   static constexpr char kName[] = "skein.v1.Info";
 
   explicit InfoService(const ServiceContext& services) : services_(services), start_(absl::Now()) {}
 
-  using Context = grpc::CallbackServerContext;
-  using Bytes = grpc::ByteBuffer;
-  grpc::ServerUnaryReactor* GetServerInfo(Context* context, const Bytes* in, Bytes* out) override;
-  grpc::ServerUnaryReactor* ListModels(Context* context, const Bytes* in, Bytes* out) override;
+  // Refers to this.
+  Service methods();
 
  private:
+  void GetServerInfo(Call call, const Bytes& in);
+  void ListModels(Call call, const Bytes& in);
+
   const ServiceContext services_;
   const absl::Time start_;
 };

@@ -8,6 +8,7 @@
 #include "google/protobuf/descriptor.pb.h"
 #include "google/protobuf/message.h"
 #include "server/status.h"
+#include "server/wire.h"
 
 namespace skein::server {
 namespace {
@@ -43,7 +44,7 @@ void AnswerFile(const FileDescriptor* file, const std::string& what,
 
 // Reads, answers, writes, reads: one operation is always in flight, so that a cancelled call ends
 // by that one's failure.
-class ReflectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class ReflectionStream final : public grpc::ServerGenericBidiReactor {
  public:
   ReflectionStream(Call call, const std::vector<std::string>* services)
       : call_(std::move(call)), services_(services) {
@@ -131,17 +132,10 @@ ServerReflectionResponse Reflect(const ServerReflectionRequest& request,
   return response;
 }
 
-template <typename Base>
-grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>*
-ReflectionServiceOf<Base>::ServerReflectionInfo(grpc::CallbackServerContext* context) {
-  return new ReflectionStream(Call(services_, method_, context), &names_);
+grpc::ServerGenericBidiReactor* NewReflection(const ServiceContext& context, Method method,
+                                              grpc::CallbackServerContext* call,
+                                              const std::vector<std::string>* services) {
+  return new ReflectionStream(Call(context, method, call), services);
 }
-
-template class ReflectionServiceOf<
-    grpc::reflection::v1::ServerReflection::WithRawCallbackMethod_ServerReflectionInfo<
-        grpc::reflection::v1::ServerReflection::Service>>;
-template class ReflectionServiceOf<
-    grpc::reflection::v1alpha::ServerReflection::WithRawCallbackMethod_ServerReflectionInfo<
-        grpc::reflection::v1alpha::ServerReflection::Service>>;
 
 }  // namespace skein::server

@@ -5,8 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "grpc/reflection/v1/reflection.grpc.pb.h"
-#include "grpc/reflection/v1alpha/reflection.grpc.pb.h"
+#include "grpc/reflection/v1/reflection.pb.h"
+#include "grpc/reflection/v1alpha/reflection.pb.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "server/call.h"
 
 namespace skein::server {
@@ -16,29 +17,11 @@ grpc::reflection::v1::ServerReflectionResponse Reflect(
     const grpc::reflection::v1::ServerReflectionRequest& request,
     const std::vector<std::string>& services);
 
-// The two versions differ in their name only. `Base` is the generated service.
-template <typename Base>
-class ReflectionServiceOf final : public Base {
- public:
-  // `names`: of the services at this port. `method`: this one's.
-  ReflectionServiceOf(const ServiceContext& services, Method method, std::vector<std::string> names)
-      : services_(services), method_(method), names_(std::move(names)) {}
-
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ServerReflectionInfo(
-      grpc::CallbackServerContext* context) override;
-
- private:
-  const ServiceContext services_;
-  const Method method_;
-  const std::vector<std::string> names_;
-};
-
-using ReflectionService = ReflectionServiceOf<
-    grpc::reflection::v1::ServerReflection::WithRawCallbackMethod_ServerReflectionInfo<
-        grpc::reflection::v1::ServerReflection::Service>>;
-using OldReflectionService = ReflectionServiceOf<
-    grpc::reflection::v1alpha::ServerReflection::WithRawCallbackMethod_ServerReflectionInfo<
-        grpc::reflection::v1alpha::ServerReflection::Service>>;
+// The two versions of grpc.reflection differ in their names only. One call for any number of
+// requests. `services`, those at this port, outlive the call.
+grpc::ServerGenericBidiReactor* NewReflection(const ServiceContext& context, Method method,
+                                              grpc::CallbackServerContext* call,
+                                              const std::vector<std::string>* services);
 
 inline constexpr Method kReflection = {"grpc.reflection.v1.ServerReflection",
                                        "ServerReflectionInfo"};

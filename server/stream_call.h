@@ -1,26 +1,32 @@
 #pragma once
-// A streaming RPC: joins what there is to send (an outbox, or a request's record) with gRPC's
-// reactor. Producers act on it from any thread, before and after gRPC knows the reactor.
+// A streaming RPC: joins what there is to send (an outbox, or a request's record) with the
+// transport. Producers act on it from any thread, as soon as it is held.
 
 #include <memory>
 #include <utility>
 
-#include "server/call.h"
 #include "server/outbox.h"
+#include "server/rpc.h"
 
 namespace skein::server {
 
-// Two owners: gRPC until OnDone (through self_), and whoever produces events, until its last one.
+// Two owners: the RPC until OnDone (through self_), and whoever produces events, until its last
+// one.
 template <typename Event>
-class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                   public std::enable_shared_from_this<StreamCall<Event>> {
+class StreamCall : public RpcStream, public std::enable_shared_from_this<StreamCall<Event>> {
  public:
   explicit StreamCall(Call call) : call_(std::move(call)) {}  // `call` has started
 
-  // Before gRPC gets the reactor: it stays alive until OnDone.
-  void Hold() { self_ = this->shared_from_this(); }
-  // After Hold: the request was refused, gRPC does not get the reactor, no action was applied.
-  void Release() { self_.reset(); }
+  // By the handler, first: it stays alive until OnDone.
+  void Hold() {
+    self_ = this->shared_from_this();
+    call_.rpc()->SetStream(this);
+  }
+  // After Hold: the request was refused, no action was applied.
+  void Release() {
+    call_.rpc()->SetStream(nullptr);
+    self_.reset();
+  }
 
  protected:
   using Action = WriteAction<Event>;
@@ -33,15 +39,15 @@ class StreamCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (action.kind == Action::kNothing) return;
     if (action.kind != Action::kFinish) Serialize(action.event, &writing_);
     if (action.kind == Action::kWrite) {
-      this->StartWrite(&writing_);
+      call_.rpc()->StartWrite(&writing_);
       return;
     }
     OnEnd(action.status);
     grpc::Status status = call_.End(action.status, refused);
     if (action.kind == Action::kFinish) {
-      this->Finish(std::move(status));
+      call_.rpc()->Finish(std::move(status));
     } else {
-      this->StartWriteAndFinish(&writing_, grpc::WriteOptions(), std::move(status));
+      call_.rpc()->StartWriteAndFinish(&writing_, grpc::WriteOptions(), std::move(status));
     }
   }
 

@@ -12,8 +12,9 @@ import urllib.request
 import grpc
 import pytest
 from client import Client, details, expect_error
-from http2 import (CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection, address_of, call_headers,
+from http2 import (ACK, CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection, address_of, call_headers,
                    frame, header)
+from test_security import new_token
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 MIB = 1 << 20
@@ -22,6 +23,11 @@ MIB = 1 << 20
 def resident(daemon):
     with open(f"/proc/{daemon.process.pid}/status") as file:
         return int(re.search(r"VmRSS:\s+(\d+) kB", file.read()).group(1)) * 1024
+
+
+def peak(daemon):
+    with open(f"/proc/{daemon.process.pid}/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", file.read()).group(1)) * 1024
 
 
 def metric(daemon, name):
@@ -270,16 +276,66 @@ def test_unfinished_uploads(start, pb):
 
 
 def test_streams_of_one_connection(start, pb):
-    """Calls beyond listen.max_streams are refused, whatever the client was told."""
+    """Calls beyond listen.max_streams, of a client that has agreed to that limit and of one that never says so: gRPC 1.51
+    holds only the first to it."""
     daemon = start({"listen.max_streams": 10})
-    greedy = Connection(daemon)
+    serves(daemon, pb)
+    before = peak(daemon)
+    agreed = Connection(daemon)
+    agreed.send(frame(SETTINGS, ACK))
+    for stream in range(1, 21, 2):
+        agreed.open_call(stream, b"/skein.v1.Generation/Generate")
+    assert not agreed.closed(0.3)
+    agreed.open_call(21, b"/skein.v1.Generation/Generate")
+    assert agreed.closed(10)
+    silent = Connection(daemon)
     try:
-        for stream in range(1, 2001, 2):
-            greedy.open_call(stream, b"/skein.v1.Generation/Generate")
+        for stream in range(1, 200001, 2):
+            silent.open_call(stream, b"/skein.v1.Generation/Generate")
     except OSError:
         pass
+    assert silent.closed(10)
+    assert peak(daemon) - before < 64 * MIB  # all of them would take 1.2 GB
+    eventually(lambda: metric(daemon, 'skein_connections_refused_total{reason="calls"}') == 1)
     serves(daemon, pb)
-    assert metric(daemon, "skein_connections") <= 3
+
+
+def send_bytes(daemon, data, code, **options):
+    """Sends one message of these bytes; it must be refused with this code."""
+    with grpc.insecure_channel(daemon.address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_stream("/skein.v1.Generation/Generate")
+        return expect_error(code, lambda: call(data, timeout=60, **options))
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_bomb(start, pb, algorithm):
+    """A hundred kilobytes that would be a hundred megabytes: they are not unpacked."""
+    daemon = start()
+    serves(daemon, pb)
+    before = peak(daemon)
+    send_bytes(daemon, bytes(128 * MIB), grpc.StatusCode.UNIMPLEMENTED, compression=algorithm)
+    assert peak(daemon) - before < 16 * MIB
+    serves(daemon, pb)
+
+
+def test_a_huge_message_is_bounded_by_the_transports_memory(start, pb):
+    """gRPC 1.51 compares the size with listen.max_message when the message is whole."""
+    daemon = start({"listen.transport_memory": "64MiB"})
+    serves(daemon, pb)
+    before = peak(daemon)
+    send_bytes(daemon, bytes(512 * MIB), EXHAUSTED)
+    assert peak(daemon) - before < 160 * MIB
+    serves(daemon, pb)
+
+
+def test_nothing_is_read_for_strangers(start, pb, tmp_path):
+    _, line = new_token(tmp_path, "one")
+    daemon = start({"auth.tokens": f"[{line}]"})
+    before = peak(daemon)
+    for _ in range(3):
+        error = send_bytes(daemon, bytes(128 * MIB), grpc.StatusCode.UNAUTHENTICATED)
+        assert details(error)["ErrorInfo"].reason == "TOKEN_MISSING"
+    assert peak(daemon) - before < 16 * MIB
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\0" * 9, b"\xff" * 1000, frame(99, 0xff, 0x7fffffff, b"x" * 100),
