@@ -348,6 +348,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
   sequence->queued.tokens = static_cast<int64_t>(request.prompt.size() + request.separator.size() +
                                                  request.continuation.size());
   sequence->queued.exempt = request.exempt;
+  sequence->queued.accepted = request.accepted;
   SKEIN_RETURN_IF_ERROR(Reserve(request.request_id, request.deadline, absl::InfiniteDuration(),
                                 request.quotas, sequence.get()));
   if (!request.conversation_id.empty()) {
@@ -426,6 +427,11 @@ std::shared_ptr<const void> Engine::LeaveToKeepPrompt() {
   std::shared_ptr<const void> leave(kept.get(), [kept](const void*) { --*kept; });
   if (++*kept > impl_->options_.slots) leave = nullptr;
   return leave;
+}
+std::shared_ptr<const void> Engine::MoreToCome() {
+  RequestQueue* queue = &impl_->queue_;
+  queue->Hold();
+  return std::shared_ptr<const void>(queue, [queue](const void*) { queue->LetGo(); });
 }
 bool Engine::Cancel(absl::string_view request_id, bool by_client) {
   return impl_->queue_.Cancel(request_id,

@@ -107,6 +107,9 @@ class Engine {
   // Leave to hold one ScorePrompt, until it is dropped. Null: as many as there are slots are held,
   // which bounds their memory; each continuation then takes the prompt in itself.
   std::shared_ptr<const void> LeaveToKeepPrompt();
+  // While it is held, until its deadline, a drain waits for more requests (`accepted`) of a call
+  // that was accepted. Not for longer than the engine lives.
+  std::shared_ptr<const void> MoreToCome();
 
   // The same prompt state, computed: its tokens are taken in as those of any request, among what
   // runs. Blocks until it is done; asks `wanted` now and then, and is CANCELLED when that says no.

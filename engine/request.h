@@ -109,7 +109,8 @@ struct ScoreRequest {
   std::shared_ptr<const ScorePrompt> after;
   // No continuation: the prompt is taken in and given to the sink, once for all that come after it.
   bool keep_prompt = false;
-  bool exempt = false;  // of a call that was accepted: a full queue does not refuse it
+  bool accepted = false;  // goes on with a call that was accepted: a drain does not refuse it
+  bool exempt = false;    // nor a full queue
   absl::Time deadline = absl::InfiniteFuture();
   Quotas quotas;
 };

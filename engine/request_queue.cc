@@ -21,6 +21,11 @@ constexpr double kCertainDrain = 0.5;    // part of the measured interval that c
 constexpr int32_t kEnoughIntervals = 5;  // before they say that a deadline cannot be met
 constexpr absl::Duration kShown = absl::Milliseconds(1);
 
+absl::Status Draining() {
+  return MakeStatus(absl::StatusCode::kUnavailable, "DRAINING",
+                    "the server is shutting down; try another one");
+}
+
 }  // namespace
 
 absl::Status RequestQueue::Full() const {
@@ -29,14 +34,8 @@ absl::Status RequestQueue::Full() const {
                                  " requests wait); try again later"));
 }
 
-absl::Status RequestQueue::CheckNotDraining() const {
-  if (!closed_.load(std::memory_order_relaxed)) return absl::OkStatus();
-  return MakeStatus(absl::StatusCode::kUnavailable, "DRAINING",
-                    "the server is shutting down; try another one");
-}
-
 absl::Status RequestQueue::CheckOpen() const {
-  SKEIN_RETURN_IF_ERROR(CheckNotDraining());
+  if (closed_.load(std::memory_order_relaxed)) return Draining();
   if (waiting_.load(std::memory_order_relaxed) >= max_requests_) return Full();
   return absl::OkStatus();
 }
@@ -86,7 +85,8 @@ absl::StatusOr<std::shared_ptr<RequestControl>> RequestQueue::Reserve(absl::stri
                                                                       absl::Time now,
                                                                       QueuePlace* place) {
   std::lock_guard<std::mutex> lock(mu_);
-  SKEIN_RETURN_IF_ERROR(place->exempt ? CheckNotDraining() : CheckRoom(quotas, *place, now));
+  if (stop_ || (closed_ && !place->accepted)) return Draining();
+  if (!place->exempt) SKEIN_RETURN_IF_ERROR(CheckRoom(quotas, *place, now));
   auto control = std::make_shared<RequestControl>();
   if (!requests_.try_emplace(std::string(request_id), Registered{control, place->tenant}).second) {
     return MakeStatus(absl::StatusCode::kAlreadyExists, "REQUEST_ID_IN_USE",
@@ -104,7 +104,7 @@ absl::StatusOr<std::shared_ptr<RequestControl>> RequestQueue::Reserve(absl::stri
 
 absl::Status RequestQueue::CheckRoom(const Quotas& quotas, const QueuePlace& place,
                                      absl::Time now) const {
-  SKEIN_RETURN_IF_ERROR(CheckOpen());
+  if (waiting_ >= max_requests_) return Full();
   if (waiting_tokens_ + place.tokens > max_tokens_) {
     return MakeStatus(
         absl::StatusCode::kResourceExhausted, "QUEUE_TOKENS_FULL",
@@ -160,6 +160,16 @@ bool RequestQueue::Cancel(absl::string_view request_id, RequestControl::Cancel h
   return true;
 }
 
+void RequestQueue::Hold() {
+  std::lock_guard<std::mutex> lock(mu_);
+  ++held_;
+}
+
+void RequestQueue::LetGo() {
+  std::lock_guard<std::mutex> lock(mu_);
+  if (--held_ == 0) none_runs_.notify_all();
+}
+
 void RequestQueue::Nudge() {
   {
     std::lock_guard<std::mutex> lock(mu_);
@@ -176,6 +186,7 @@ void RequestQueue::BeginDrain(absl::Time deadline) {
     nudged_ = true;
   }
   wake_.notify_one();
+  none_runs_.notify_all();
 }
 
 void RequestQueue::EndDrain() {
@@ -192,7 +203,15 @@ void RequestQueue::SetLimits(int32_t max_requests, int64_t max_tokens) {
 
 void RequestQueue::WaitUntilNoneRuns() {
   std::unique_lock<std::mutex> lock(mu_);
-  none_runs_.wait(lock, [&] { return unsettled_ == 0; });
+  while (unsettled_ > 0 || held_ > 0) {
+    if (unsettled_ > 0 || drain_by_ == absl::InfiniteFuture()) {
+      none_runs_.wait(lock);
+      continue;
+    }
+    const absl::Duration left = drain_by_ - MonotonicNow();
+    if (left <= absl::ZeroDuration()) return;
+    none_runs_.wait_for(lock, absl::ToChronoNanoseconds(left));
+  }
 }
 
 void RequestQueue::Stop() {

@@ -46,12 +46,16 @@ class RequestQueue {
   void Push(std::unique_ptr<Sequence> sequence);
   void Abandon(absl::string_view request_id, const QueuePlace& place);
   bool Cancel(absl::string_view request_id, RequestControl::Cancel how);
+  // A call that was accepted and has more to submit: a drain waits for it until its deadline.
+  void Hold();
+  void LetGo();
   void Nudge();  // there is something for the engine thread to look at
 
   // ---- any thread
   void BeginDrain(absl::Time deadline);  // monotonic
   void EndDrain();
   void SetLimits(int32_t max_requests, int64_t max_tokens);
+  // Nor is held, while a drain has time left.
   void WaitUntilNoneRuns();
   void Stop();  // refuse all from now on; the engine thread ends
   bool draining() const { return closed_.load(std::memory_order_relaxed); }
@@ -92,7 +96,6 @@ class RequestQueue {
     int32_t requests = 0;  // waiting and running
     int64_t tokens = 0;    // waiting
   };
-  absl::Status CheckNotDraining() const;
   absl::Status CheckRoom(const Quotas& quotas, const QueuePlace& place, absl::Time now) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckTenant(const Quotas& quotas, const QueuePlace& place) const
@@ -118,6 +121,7 @@ class RequestQueue {
   DeadlineLoad due_ ABSL_GUARDED_BY(mu_);
   StepCost cost_ ABSL_GUARDED_BY(mu_);
   int32_t unsettled_ ABSL_GUARDED_BY(mu_) = 0;  // reserved and not settled
+  int32_t held_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   bool nudged_ ABSL_GUARDED_BY(mu_) =
       false;  // something but an arrival wants the engine thread's attention

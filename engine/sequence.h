@@ -40,7 +40,8 @@ struct QueuePlace {
   int64_t tokens = 0;        // of its prompt
   int64_t least_output = 0;  // tokens without which it cannot end well
   int64_t most_output = 0;
-  bool exempt = false;  // the server's own: limits do not refuse it
+  bool exempt = false;    // limits do not refuse it
+  bool accepted = false;  // part of what runs already: a drain does not refuse it
   absl::Time deadline = absl::InfiniteFuture();
   bool must_end = true;  // before the deadline; false: its own max_time ends it earlier
   int32_t due = -1;      // where the queue counts it

@@ -55,6 +55,10 @@ ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t ma
 
 absl::Status ScoreCall::Start() {
   const engine::ScoreRequest& prototype = command_.prototype;
+  {
+    absl::MutexLock lock(&mu_);
+    more_to_come_ = model_.engine().MoreToCome();
+  }
   const bool shared = command_.continuations.size() > 1 &&
                       (prototype.prompt.size() > 1 || !prototype.conversation_id.empty());
   if (shared) {
@@ -97,7 +101,8 @@ engine::ScoreRequest ScoreCall::PartRequest(size_t part) const {
   request.continuation = command_.continuations[part];
   request.deadline = call().deadline();
   // What was accepted is not refused half way: it always has one place.
-  request.exempt = running_ == 0 && (part > 0 || prompt_ != nullptr);
+  request.accepted = part > 0 || prompt_ != nullptr;
+  request.exempt = running_ == 0 && request.accepted;
   return request;
 }
 
@@ -116,9 +121,10 @@ absl::Status ScoreCall::SubmitMore() {
     ++submitted_;
     ++running_;
   }
-  if (submitted_ == command_.continuations.size() && prompt_ != nullptr) {
+  if (submitted_ == command_.continuations.size()) {
     prompt_ = nullptr;
     leave_ = nullptr;
+    more_to_come_ = nullptr;
   }
   return absl::OkStatus();
 }
@@ -200,6 +206,7 @@ void ScoreCall::Stop() {
     absl::MutexLock lock(&mu_);
     if (stopped_) return;
     stopped_ = true;
+    more_to_come_ = nullptr;
     submitted = submitted_;
   }
   model_.engine().Cancel(PromptId(request_id_), /*by_client=*/false);

@@ -64,6 +64,8 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   // Taken in for all continuations, until the last one has been submitted; null: each takes it in.
   std::shared_ptr<const engine::ScorePrompt> prompt_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const void> leave_ ABSL_GUARDED_BY(mu_);  // to keep it
+  // Until the last one has been submitted: a drain lets this call go on.
+  std::shared_ptr<const void> more_to_come_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace skein::server

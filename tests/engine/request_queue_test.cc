@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
+#include "engine/clock.h"
 
 namespace skein::engine {
 namespace {
@@ -189,6 +190,39 @@ TEST(RequestQueue, DrainWaitsUntilAllIsSettled) {
   queue.Settled(1);
   waiter.join();
   EXPECT_TRUE(drained);
+}
+
+// A call in parts that was accepted goes on while the server drains, and the drain waits for it.
+TEST(RequestQueue, DrainLetsAcceptedCallsGoOn) {
+  RequestQueue queue(2, 10);
+  queue.Hold();
+  queue.BeginDrain(absl::InfiniteFuture());
+  EXPECT_EQ(Reserve(&queue, "a", Place(1)), "DRAINING");
+  QueuePlace part = Place(1);
+  part.accepted = true;
+  EXPECT_EQ(Reserve(&queue, "b", part), "");
+  std::atomic<bool> drained{false};
+  std::thread waiter([&] {
+    queue.WaitUntilNoneRuns();
+    drained = true;
+  });
+  queue.Abandon("b", Place(1));
+  absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_FALSE(drained);  // nothing runs, but more may come
+  queue.LetGo();
+  waiter.join();
+  EXPECT_TRUE(drained);
+  queue.Stop();
+  EXPECT_EQ(Reserve(&queue, "c", part), "DRAINING");
+}
+
+TEST(RequestQueue, DrainDoesNotWaitForMoreBeyondItsDeadline) {
+  RequestQueue queue(2, 10);
+  queue.Hold();
+  queue.BeginDrain(absl::InfiniteFuture());
+  std::thread waiter([&] { queue.WaitUntilNoneRuns(); });
+  queue.BeginDrain(MonotonicNow() + absl::Milliseconds(10));
+  waiter.join();
 }
 
 }  // namespace

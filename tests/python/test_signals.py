@@ -223,6 +223,20 @@ def test_sigterm_finishes_accepted_work_within_its_limit(start, pb, steady_model
     assert daemon.wait() == 0
 
 
+def test_a_drain_lets_all_parts_of_a_score_end(start, pb, steady_model):
+    daemon = start({"shutdown.drain": "60s"}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    g = pb.gen
+    parts = [g.Continuation(text=g.Text(text="continuation")) for _ in range(200)]
+    answers = client.gen.Score(g.ScoreRequest(text=g.Text(text="prompt"), continuations=parts), timeout=60)
+    first = next(answers)
+    daemon.terminate()
+    daemon.wait_for_line("draining")
+    expect_error(grpc.StatusCode.UNAVAILABLE, lambda: client.stream("new"))
+    assert [a.index for a in [first, *answers]] == list(range(200))
+    assert daemon.wait() == 0
+
+
 def test_a_drain_by_control_does_not_hold_up_sigterm(start, pb):
     daemon = start({"shutdown.drain": "300ms"})
     client = Client(pb, daemon.channel)
