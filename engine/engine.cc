@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/status.h"
 #include "engine/clock.h"
 #include "engine/engine_loop.h"
 #include "engine/output_shards.h"
@@ -18,9 +19,11 @@
 namespace skein::engine {
 namespace {
 
-constexpr char kNothingToGoOnFrom[] =
-    "there is nothing to go on from: the conversation is empty and so is the input (token 0 starts "
-    "a document)";
+absl::Status NothingToGoOnFrom() {
+  return base::InvalidField("input",
+                            "is empty, and so is the conversation: there is nothing to go on from "
+                            "(token 0 starts a document)");
+}
 
 absl::Status CheckTokens(absl::string_view field, const std::vector<int32_t>& tokens, int32_t V) {
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -170,7 +173,7 @@ absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
                 request.prompt->model.vocabulary == tag_.vocabulary);
   }
   if (request.conversation_id.empty() && request.prompt == nullptr && NeedsOne(request)) {
-    return absl::InvalidArgumentError(kNothingToGoOnFrom);
+    return NothingToGoOnFrom();
   }
   return absl::OkStatus();
 }
@@ -194,7 +197,7 @@ absl::Status Engine::Impl::Check(const ScoreRequest& request) const {
     return absl::InvalidArgumentError("base_version needs a conversation_id");
   }
   if (request.conversation_id.empty() && request.prompt.empty()) {
-    return absl::InvalidArgumentError(kNothingToGoOnFrom);
+    return NothingToGoOnFrom();
   }
   return absl::OkStatus();
 }
@@ -329,7 +332,7 @@ absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> l
     const bool reserves = !ReadsOnly(request);
     if (NeedsOne(request) && lease->pending.empty()) {
       if (reserves) store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
-      return absl::InvalidArgumentError(kNothingToGoOnFrom);
+      return NothingToGoOnFrom();
     }
     sequence->reserves = reserves;
     TakeLease(*std::move(lease), sequence);
@@ -359,8 +362,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
                      .base_version = request.base_version,
                      .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
     absl::Status status = lease.status();
-    if (lease.ok() && needs_one && lease->pending.empty())
-      status = absl::InvalidArgumentError(kNothingToGoOnFrom);
+    if (lease.ok() && needs_one && lease->pending.empty()) status = NothingToGoOnFrom();
     if (!status.ok()) {
       queue_.Abandon(request.request_id, sequence->queued);
       return status;

@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/status.h"
 #include "engine/tokenizer.h"
 
 namespace skein::engine {
@@ -179,7 +180,7 @@ absl::Status CheckSampling(const SamplingOptions& sampling, const StoppingOption
   std::sort(banned.begin(), banned.end());
   banned.erase(std::unique(banned.begin(), banned.end()), banned.end());
   if (static_cast<int64_t>(banned.size()) >= valid) {
-    return absl::InvalidArgumentError("sampling.banned_tokens: every token is banned");
+    return base::InvalidField("sampling.banned_token_ids", "every token is banned");
   }
   if (stopping.max_tokens < 0 || stopping.min_tokens < 0) {
     return absl::InvalidArgumentError("stopping.max_tokens and min_tokens must not be negative");

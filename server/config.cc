@@ -138,6 +138,10 @@ void AddLimits(YamlSchema* s, LimitsConfig* l) {
          "sequences that one Generate request may sample");
   s->Add("limits.score_continuations", &l->score_continuations, Ints(1, 65536),
          "continuations of one Score request");
+  s->AddBytes("limits.tokenize_bytes", &l->tokenize_bytes, Ints(1, kGiB),
+              "of one Tokenize request");
+  s->Add("limits.detokenize_ids", &l->detokenize_ids, Ints(1, 1 << 30),
+         "of one Detokenize request");
   s->Add("limits.forks", &l->forks, Ints(1, 65536), "copies made by one Fork request");
   s->Add("limits.outbox_tokens", &l->outbox_tokens, Ints(1, 1 << 20),
          "tokens kept for a slow reader before its request is paused");

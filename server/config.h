@@ -116,6 +116,8 @@ struct LimitsConfig {
   int64_t logit_bias = 1024;
   int64_t top_logprobs = 20;
   int64_t score_continuations = 256;
+  int64_t tokenize_bytes = 1 << 20;
+  int64_t detokenize_ids = 1 << 18;
   int64_t num_sequences = 16;
   int64_t forks = 64;
   int64_t outbox_tokens = 1024;

@@ -41,6 +41,15 @@ absl::StatusOr<std::vector<engine::Message>> ToMessages(const v1::Messages& in,
   return messages;
 }
 
+void CheckBytes(const v1::TokenizeRequest& in, int64_t limit, FieldViolations* bad) {
+  const char* field = in.has_text() ? "text" : in.has_bytes() ? "bytes" : "messages";
+  size_t bytes = in.has_text() ? in.text().size() : in.has_bytes() ? in.bytes().size() : 0;
+  for (const v1::Message& message : in.messages().messages()) bytes += message.content().size();
+  if (bytes <= static_cast<size_t>(limit)) return;
+  bad->Add(field,
+           absl::StrCat("has ", bytes, " bytes; at most ", limit, " (limits.tokenize_bytes)"));
+}
+
 }  // namespace
 
 void CheckTokenIds(const google::protobuf::RepeatedField<int32_t>& ids, int32_t V,
@@ -114,6 +123,7 @@ template absl::StatusOr<Converter::Input> Converter::FromInput(const v1::ScoreRe
 
 absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeRequest& in) const {
   FieldViolations bad;
+  CheckBytes(in, config_.limits.tokenize_bytes, &bad);
   const engine::Thinking thinking = TakeThinking(in, &bad);
   if (!bad.empty()) return bad.ToStatus();
   switch (in.input_case()) {
@@ -133,6 +143,7 @@ absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeReque
 
 absl::StatusOr<std::string> Converter::Detokenize(const v1::DetokenizeRequest& in) const {
   FieldViolations bad;
+  CheckCount(in.ids_size(), config_.limits.detokenize_ids, "ids", &bad);
   CheckTokenIds(in.ids(), model_.V, "ids", &bad);
   if (!bad.empty()) return bad.ToStatus();
   std::string bytes;

@@ -22,6 +22,8 @@ v1::Limits LimitsOf(const ServerConfig& config) {
   out.set_max_queued_tokens(c.queued_tokens);
   out.set_max_num_sequences(static_cast<int32_t>(c.num_sequences));
   out.set_max_score_continuations(static_cast<int32_t>(c.score_continuations));
+  out.set_max_tokenize_bytes(c.tokenize_bytes);
+  out.set_max_detokenize_ids(c.detokenize_ids);
   out.set_max_message_bytes(config.listen.max_message_bytes);
   return out;
 }

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "engine/base/status.h"
+
 namespace skein::server {
 
 // Keeps the call alive as long as the load runs.
@@ -41,7 +43,11 @@ void LoadCall::OnLoaded(const absl::StatusOr<v1::Model>& model) {
     *response.mutable_model() = *model;
     Apply(outbox_.Push(std::move(response)));
   }
-  Apply(outbox_.End(model.status()));
+  absl::Status status = model.status();
+  if (absl::IsInvalidArgument(status) && base::Reason(status).empty()) {  // what is in the file
+    status = base::InvalidField("path", status.message());
+  }
+  Apply(outbox_.End(std::move(status)));
 }
 
 LoadCall::Action LoadCall::Gone(const absl::Status& status) {

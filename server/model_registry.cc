@@ -28,13 +28,13 @@ std::vector<ModelRegistry::Ref> ModelRegistry::All() const {
 }
 
 absl::Status ModelRegistry::CheckRoom() const {
-  absl::Status full;
+  absl::Status refusal;
   for (const auto& [name, instance] : Named()) {
     absl::Status status = instance->engine->CheckOpen();
-    if (!absl::IsResourceExhausted(status)) return absl::OkStatus();
-    full = std::move(status);
+    if (status.ok()) return absl::OkStatus();
+    refusal = std::move(status);
   }
-  return full;
+  return refusal;
 }
 
 absl::Duration ModelRegistry::RetryDelay() const {

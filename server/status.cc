@@ -60,6 +60,16 @@ absl::Status AddMissingDetails(absl::Status status, absl::Duration retry_delay) 
     SetDuration(retry_delay, retry.mutable_retry_delay());
     status = Attach(std::move(status), retry);
   }
+  google::rpc::BadRequest bad;
+  const absl::optional<absl::Cord> field = status.GetPayload(base::kFieldPayload);
+  if (field.has_value() && !Has(status, bad)) {
+    auto* violation = bad.add_field_violations();
+    violation->set_field(std::string(*field));
+    absl::string_view description = status.message();
+    absl::ConsumePrefix(&description, absl::StrCat(violation->field(), ": "));
+    violation->set_description(Shorten(description));
+    status = Attach(std::move(status), bad);
+  }
   google::rpc::PreconditionFailure failure;
   if (absl::IsFailedPrecondition(status) && !Has(status, failure)) {
     auto* violation = failure.add_violations();

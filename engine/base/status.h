@@ -29,6 +29,15 @@ inline absl::Status MakeStatus(absl::StatusCode code, absl::string_view reason,
   return WithReason(absl::Status(code, message), reason);
 }
 
+// INVALID_ARGUMENT of one field of a request, by its path in the API: it is sent with a BadRequest.
+inline constexpr char kFieldPayload[] = "skein.field";
+inline absl::Status InvalidField(absl::string_view field, absl::string_view description) {
+  absl::Status status = MakeStatus(absl::StatusCode::kInvalidArgument, "INVALID_FIELD",
+                                   absl::StrCat(field, ": ", description));
+  status.SetPayload(kFieldPayload, absl::Cord(field));
+  return status;
+}
+
 // Empty when the status carries none.
 inline std::string Reason(const absl::Status& status) {
   const absl::optional<absl::Cord> payload = status.GetPayload(kReasonPayload);

@@ -225,6 +225,7 @@ def test_bad_requests_to_load(control, folder):
     (folder / "broken.safetensors").write_bytes(b"not a checkpoint")
     error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: load(client, "broken.safetensors"))
     assert "broken.safetensors" in error.details()
+    assert [v.field for v in details(error)["BadRequest"].field_violations] == ["path"]
     assert list(models_by_name(client)) == ["tiny"]
     assert client.generate("still there").ids
 

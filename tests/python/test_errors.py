@@ -30,6 +30,7 @@ BAD_FIELDS = {
     "sampling.logit_bias[3]": lambda r: r.sampling.logit_bias.update({3: float("inf")}),
     "sampling.logit_bias": lambda r: r.sampling.logit_bias.update({i % 257: 1 for i in range(257)}),
     "sampling.banned_token_ids[1]": lambda r: r.sampling.banned_token_ids.extend([1, -1]),
+    "sampling.banned_token_ids": lambda r: r.sampling.banned_token_ids.extend(range(257)),
     "stopping.max_tokens": lambda r: setattr(r.stopping, "max_tokens", 2 * 10**9),
     "stopping.min_tokens": lambda r: setattr(r.stopping, "min_tokens", 100),
     "stopping.max_time": lambda r: r.stopping.max_time.FromSeconds(-1),

@@ -8,14 +8,14 @@ import time
 import grpc
 import pytest
 from checkpoint import POISON
-from client import ENDLESS, Client, Running, details, fresh_id
+from client import ENDLESS, Client, Running, details, expect_error, fresh_id
 from status_rows import C, Row, attach, check, control, conversations, generate, situation, until_refused
 from test_metrics import scrape
 
 # Small enough to be reached.
 SMALL = {"limits.prompt_tokens": 100, "limits.max_tokens": 10**6, "limits.stop_strings": 2, "limits.stop_string_bytes": 8,
          "limits.stop_token_ids": 2, "limits.logit_bias": 2, "limits.top_logprobs": 3, "limits.score_continuations": 2,
-         "limits.num_sequences": 2, "limits.forks": 2, "limits.queued": 2, "limits.queued_tokens": 100, "engine.slots": 1,
+         "limits.num_sequences": 2, "limits.tokenize_bytes": 64, "limits.detokenize_ids": 16, "limits.forks": 2, "limits.queued": 2, "limits.queued_tokens": 100, "engine.slots": 1,
          "defaults.max_tokens": 8, "listen.max_message": 8192, "conversations.max_waiting": 1, "model.name": "m",
          "control.model_folders": "[]", "prompts": "[{name: greeting, text: Hello.}]"}
 
@@ -30,6 +30,16 @@ def score(n):
         g = client.pb.gen
         return client.gen.Score(g.ScoreRequest(text=g.Text(text="a"),
                                                continuations=[g.Continuation(text=g.Text(text="b"))] * n), timeout=20)
+    return call
+
+
+def tokenize(messages=(), **fields):
+    def call(client, world):
+        g = client.pb.gen
+        request = g.TokenizeRequest(**fields)
+        for text in messages:
+            request.messages.messages.add(role=g.ROLE_USER, content=text)
+        return client.gen.Tokenize(request, timeout=20)
     return call
 
 
@@ -111,6 +121,27 @@ ROWS = [
         field="continuations"),
     Row("forks", conversations("Fork", lambda c, w: c.ForkConversationRequest(id=w["conversation"], count=3)),
         C.INVALID_ARGUMENT, "INVALID_FIELD", "count: is 3, must be in [1, 2] (limits.forks)", field="count"),
+    bad("nothing to go on from", lambda r: r.ClearField("text"), "is empty, and there is no conversation to go on with",
+        field="input"),
+    Row("an empty conversation", generate(lambda r: r.ClearField("text"), conversation="empty", create_if_missing=True),
+        C.INVALID_ARGUMENT, "INVALID_FIELD",
+        "input: is empty, and so is the conversation: there is nothing to go on from (token 0 starts a document)",
+        field="input"),
+    Row("a score of nothing", lambda client, world: client.gen.Score(client.pb.gen.ScoreRequest(
+        conversation_id=client.conv.Create(client.pb.conv.CreateConversationRequest()).id,
+        continuations=[client.pb.gen.Continuation(text=client.pb.gen.Text(text="b"))]), timeout=20),
+        C.INVALID_ARGUMENT, "INVALID_FIELD",
+        "input: is empty, and so is the conversation: there is nothing to go on from (token 0 starts a document)",
+        field="input"),
+    Row("text to tokenize", tokenize(text="x" * 65), C.INVALID_ARGUMENT, "INVALID_FIELD",
+        "text: has 65 bytes; at most 64 (limits.tokenize_bytes)", field="text"),
+    Row("bytes to tokenize", tokenize(bytes=b"x" * 65), C.INVALID_ARGUMENT, "INVALID_FIELD",
+        "bytes: has 65 bytes; at most 64 (limits.tokenize_bytes)", field="bytes"),
+    Row("messages to tokenize", tokenize(messages=["x" * 40, "y" * 25]), C.INVALID_ARGUMENT, "INVALID_FIELD",
+        "messages: has 65 bytes; at most 64 (limits.tokenize_bytes)", field="messages"),
+    Row("ids to detokenize", lambda client, world: client.gen.Detokenize(client.pb.gen.DetokenizeRequest(ids=[1] * 17),
+                                                                         timeout=20),
+        C.INVALID_ARGUMENT, "INVALID_FIELD", "ids: has 17 entries; at most 16", field="ids"),
     bad("num_sequences", lambda r: setattr(r, "num_sequences", 3), "is 3, must be in [1, 2]"),
     Row("bytes that are no message", lambda client, world: world["daemon"].channel.unary_stream(
         "/skein.v1.Generation/Generate")(b"\x0a\xff\xff\xff", timeout=20), C.INVALID_ARGUMENT, "MALFORMED_MESSAGE",
@@ -155,6 +186,10 @@ def test_draining(start, pb, steady_model):
     until_refused(client)
     [row] = [row for row in ROWS if row.setup == "draining"]
     check(row, {}, client)
+    # Before the request is looked at: it is none.
+    malformed = daemon.channel.unary_stream("/skein.v1.Generation/Generate")
+    error = expect_error(C.UNAVAILABLE, lambda: malformed(b"\x0a\xff\xff\xff", timeout=20))
+    assert details(error)["ErrorInfo"].reason == "DRAINING"
     running.cancel()
     assert daemon.wait() == 0
 
