@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/check.h"
+#include "kernels/device.h"
 #include "server/security_config.h"
 
 namespace skein::server {
@@ -177,10 +178,13 @@ void AddDefaults(YamlSchema* s, DefaultsConfig* d) {
 }
 
 void AddConversations(YamlSchema* s, ConversationsConfig* c) {
-  s->AddBytes("conversations.budget", &c->budget_bytes, Ints(0, int64_t{1} << 50),
-              "host memory for states; older ones are rebuilt from tokens when needed");
-  s->AddBytes("conversations.token_budget", &c->token_budget_bytes, Ints(4096, int64_t{1} << 50),
-              "host memory for token ids; beyond it new turns are refused");
+  s->AddBytes(
+      "conversations.budget", &c->budget_bytes, Ints(0, int64_t{1} << 50),
+      "host memory for states, older ones are rebuilt from tokens when needed; 0: a quarter of "
+      "the memory");
+  s->AddBytes("conversations.token_budget", &c->token_budget_bytes, Ints(0, int64_t{1} << 50),
+              "host memory for token ids, beyond it new turns are refused; 0: a sixteenth of the "
+              "memory");
   s->Add("conversations.history", &c->history, Ints(1, 1024),
          "newest versions of a conversation that keep their state");
   s->Add("conversations.max", &c->max, Ints(1, 1 << 30), "conversations kept");
@@ -304,6 +308,10 @@ absl::Status Validate(const ServerConfig& c) {
   return absl::OkStatus();
 }
 
+int64_t ServerConfig::MemoryBytes() const {
+  return control.memory_bytes > 0 ? control.memory_bytes : kernels::UsableMemoryBytes();
+}
+
 engine::EngineOptions ServerConfig::ToEngineOptions() const {
   engine::EngineOptions o;
   o.slots = static_cast<int32_t>(engine.slots);
@@ -321,8 +329,11 @@ engine::EngineOptions ServerConfig::ToEngineOptions() const {
 
 engine::ConversationStoreOptions ServerConfig::ToStoreOptions() const {
   engine::ConversationStoreOptions o;
-  o.budget_bytes = conversations.budget_bytes;
-  o.token_budget_bytes = conversations.token_budget_bytes;
+  const auto or_share = [this](int64_t bytes, int64_t part) {
+    return bytes > 0 ? bytes : MemoryBytes() / part;
+  };
+  o.budget_bytes = or_share(conversations.budget_bytes, 4);
+  o.token_budget_bytes = or_share(conversations.token_budget_bytes, 16);
   o.history = static_cast<int32_t>(conversations.history);
   o.max_conversations = static_cast<int32_t>(conversations.max);
   if (conversations.ttl_seconds > 0) o.ttl = absl::Seconds(conversations.ttl_seconds);

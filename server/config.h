@@ -145,8 +145,8 @@ struct DefaultsConfig {
 };
 
 struct ConversationsConfig {
-  int64_t budget_bytes = int64_t{1} << 30;
-  int64_t token_budget_bytes = int64_t{256} << 20;
+  int64_t budget_bytes = 0;        // 0: a quarter of MemoryBytes
+  int64_t token_budget_bytes = 0;  // 0: a sixteenth
   int64_t history = 4;
   int64_t max = 100000;
   double ttl_seconds = 0;  // 0: never
@@ -181,6 +181,8 @@ struct ServerConfig {
   LogConfig log;
   MetricsConfig metrics;
 
+  // What this process may use: as told, else its control group's limit or the machine's memory.
+  int64_t MemoryBytes() const;
   engine::EngineOptions ToEngineOptions() const;
   engine::ConversationStoreOptions ToStoreOptions() const;
   RequestLogOptions ToRequestLogOptions() const;

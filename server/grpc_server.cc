@@ -14,7 +14,6 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
-#include "kernels/device.h"
 #include "server/dispatcher.h"
 
 namespace skein::server {
@@ -24,6 +23,7 @@ using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
 
 // Descriptors kept for files, logs, metrics and what gRPC needs for itself.
 constexpr int64_t kOtherDescriptors = 256;
+constexpr double kMostPingSeconds = 20;  // for the answer to a ping
 constexpr int64_t kLeastTransportMemory = int64_t{64} << 20;
 
 int Milliseconds(double seconds) {
@@ -40,7 +40,7 @@ void SetLimits(const ListenConfig& c, grpc::ServerBuilder* builder) {
   set(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(c.max_metadata_bytes));
   set(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(c.max_streams));
   set(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(c.keepalive_seconds));
-  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(std::min(c.keepalive_seconds, kMostPingSeconds)));
   set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
       Milliseconds(c.min_client_ping_seconds));
@@ -65,9 +65,9 @@ int64_t Descriptors() {
   return files.rlim_cur == RLIM_INFINITY ? INT_MAX : static_cast<int64_t>(files.rlim_cur);
 }
 
-int64_t TransportMemory(const ListenConfig& c) {
-  if (c.transport_memory_bytes > 0) return c.transport_memory_bytes;
-  return std::max(kernels::UsableMemoryBytes() / 8, kLeastTransportMemory);
+int64_t TransportMemory(const ServerConfig& c) {
+  if (c.listen.transport_memory_bytes > 0) return c.listen.transport_memory_bytes;
+  return std::max(c.MemoryBytes() / 8, kLeastTransportMemory);
 }
 
 }  // namespace
@@ -150,7 +150,7 @@ GrpcServer::GrpcServer(const ServiceContext& services, const ServerConfig& confi
       health_({GenerationService::kName, ConversationsService::kName, InfoService::kName,
                ControlService::kName}),
       quota_("skeind") {
-  quota_.Resize(TransportMemory(config.listen));
+  quota_.Resize(TransportMemory(config));
 }
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServiceContext& services) {

@@ -91,7 +91,7 @@ def test_history_rewind_and_going_on(client):
 
 
 def test_a_state_that_left_memory_is_rebuilt(start, pb):
-    client = Client(pb, start({"prompts": declare(PROMPTS), "conversations.budget": 0}).channel)
+    client = Client(pb, start({"prompts": declare(PROMPTS), "conversations.budget": 1}).channel)
     conversation = fresh_id()
     first = client.generate("Hello", conversation=conversation, create_if_missing=True, prompt_state="greeting")
     assert first.started.tokens_reused == len(GREETING) - 1, "the declared state is not the conversations'"

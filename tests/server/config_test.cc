@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/device.h"
 
 namespace skein::server {
 namespace {
@@ -118,6 +119,20 @@ TEST(Config, ModelNameComesFromTheFile) {
   }
   config.model.name = "mine";
   EXPECT_EQ(config.model.Name(), "mine");
+}
+
+// Budgets that are not told are shares of what the process may use.
+TEST(Config, BudgetsAreSharesOfTheMemory) {
+  ServerConfig config;
+  EXPECT_EQ(config.ToStoreOptions().budget_bytes, kernels::UsableMemoryBytes() / 4);
+  EXPECT_EQ(config.ToStoreOptions().token_budget_bytes, kernels::UsableMemoryBytes() / 16);
+  config.control.memory_bytes = int64_t{8} << 30;
+  EXPECT_EQ(config.ToStoreOptions().budget_bytes, int64_t{2} << 30);
+  EXPECT_EQ(config.ToStoreOptions().token_budget_bytes, int64_t{512} << 20);
+  config.conversations.budget_bytes = 7;
+  config.conversations.token_budget_bytes = 8;
+  EXPECT_EQ(config.ToStoreOptions().budget_bytes, 7);
+  EXPECT_EQ(config.ToStoreOptions().token_budget_bytes, 8);
 }
 
 }  // namespace
