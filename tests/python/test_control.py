@@ -361,6 +361,9 @@ def test_a_stalled_engine_is_not_serving_and_recovers(start, pb, steady_model):
     request = client.stream("x" * 60000, max_tokens=1, timeout=100)
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     daemon.wait_for_line("an engine has stalled")
+    # Told while it lasts: the probes do not wait for the engine.
+    until(lambda: probe(daemon, "/healthz") == (503, "stalled\n"))
+    until(lambda: probe(daemon, "/readyz") == (503, "stalled\n"))
     request.cancel()  # it ends after the step at hand
     while next(watch).status != health_pb2.HealthCheckResponse.SERVING:
         pass
