@@ -340,7 +340,7 @@ absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> l
     TakeLease(StartFrom(request.prompt, WantsAllTokens(request)), sequence);
   }
   sequence->StartGenerate(std::move(request), valid_mask_.empty() ? nullptr : valid_mask_.data(),
-                          DrawSeed(), observer_ != nullptr);
+                          DrawSeed());
   return absl::OkStatus();
 }
 

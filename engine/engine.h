@@ -49,6 +49,7 @@ struct StepReport {
   absl::Duration duration;  // of the step
   absl::Duration gap;       // idle between this step and the one before although work was there
   std::span<const TenantTokens> generated;  // by tenant, the sum is generated_tokens; some are zero
+  std::span<const absl::Duration> inter_token;  // since the token before, of each but a first one
 };
 
 // Of a request with several sequences once each; the first one has the prompt tokens.
@@ -58,7 +59,6 @@ struct RequestReport {        // once per request, when it has ended
   Usage usage;
   Timings timings;
   absl::Duration total;
-  std::vector<absl::Duration> inter_token;
   std::string restored_from;
   std::string reused_from;  // usage.reused_tokens: "conversation", "prompt_state", "score_prompt"
   bool score = false;

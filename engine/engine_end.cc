@@ -236,7 +236,6 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   if (sequence->index > 0) report.usage.prompt_tokens = 0;  // taken in once
   report.timings = timings;
   report.total = now - sequence->submitted;
-  report.inter_token = std::move(sequence->inter_token);
   report.restored_from = RestoredFrom(*sequence);
   report.reused_from = ReusedFrom(*sequence);
   report.score = sequence->score;

@@ -81,6 +81,7 @@ EngineLoop::EngineLoop(const Parts& parts, std::unique_ptr<StatePool> pool, kern
   greedy_.reserve(rows);
   released_.reserve(256);
   generated_.reserve(256);
+  inter_token_.reserve(p_.options.slots);
   spare_states_.reserve(rows);
 }
 

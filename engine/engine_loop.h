@@ -142,7 +142,8 @@ class EngineLoop {
   std::vector<TokenEvent> released_;
   std::vector<std::vector<float>> spare_states_;  // host buffers for held states
   int32_t decode_rows_ = 0, prefill_rows_ = 0, prefill_tokens_ = 0;
-  std::vector<TenantTokens> generated_;  // tenants stay, their counts are of this step
+  std::vector<absl::Duration> inter_token_;  // of this step
+  std::vector<TenantTokens> generated_;      // tenants stay, their counts are of this step
 
   // Read or set by other threads.
   std::atomic<int64_t> slow_reader_ns_;

@@ -71,6 +71,7 @@ void EngineLoop::BuildBatch() {
   sample_rows_.clear();
   decode_rows_ = prefill_rows_ = prefill_tokens_ = 0;
   for (TenantTokens& entry : generated_) entry.tokens = 0;
+  inter_token_.clear();
   for (const StepShare& share : shares_) AddToBatch(share);
 }
 
@@ -218,7 +219,11 @@ void EngineLoop::TakeSample(Sequence* sequence, const kernels::SampleResult& res
     EndRow(sequence, End::kError, NonFinite(sequence->base_consumed + sequence->consumed));
     return;
   }
+  const bool first = sequence->output_size() == 0;
+  const int64_t sampled = sequence->sampled;
+  const absl::Time last = sequence->last_token;
   const std::optional<End> end = sequence->Accept(result, now, p_.tokenizer, &released_);
+  if (!first && sequence->sampled > sampled) inter_token_.push_back(now - last);
   for (TokenEvent& token : released_) p_.shards.Post(sequence->stream, std::move(token));
   released_.clear();
   if (end.has_value()) {
@@ -276,6 +281,7 @@ void EngineLoop::Report(absl::Time began, absl::Time ended, int32_t generated) {
   report.prefill_tokens = prefill_tokens_;
   report.generated_tokens = generated;
   report.generated = generated_;
+  report.inter_token = inter_token_;
   report.duration = ended - began;
   if (!slept_ && last_step_ended_ != absl::InfinitePast()) report.gap = began - last_step_ended_;
   last_step_ended_ = ended;

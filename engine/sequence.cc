@@ -71,8 +71,7 @@ void Sequence::StartFromLease(const std::vector<int32_t>& separator,
   prompt_size = static_cast<int64_t>(tokens.size());
 }
 
-void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed,
-                             bool observed) {
+void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed) {
   tenant = request.tenant;
   commit = request.commit;
   prompt_logprobs = request.want_prompt_logprobs;
@@ -90,7 +89,6 @@ void Sequence::StartGenerate(GenerateRequest request, const uint32_t* valid_mask
   }
   if (lease.has_value()) lease->all_tokens = {};
   if (!stopping.stop_strings.empty()) hold_back.emplace(stopping.stop_strings);
-  if (observed) inter_token.reserve(most);
 }
 
 void Sequence::StartFollower(const Sequence& leader, int32_t number) {
@@ -107,7 +105,6 @@ void Sequence::StartFollower(const Sequence& leader, int32_t number) {
   deadline = leader.deadline;
   sampling = leader.sampling.Clone(SequenceSeed(leader.sampling.seed(), number));
   if (leader.hold_back.has_value()) hold_back.emplace(stopping.stop_strings);
-  inter_token.reserve(leader.inter_token.capacity());
 }
 
 void Sequence::Follow(const Sequence& leader) {
@@ -197,11 +194,7 @@ std::optional<End> Sequence::Accept(const kernels::SampleResult& result, absl::T
     if (hold_back.has_value()) hold_back->ReleaseAll(released);
     return End::kStop;
   }
-  if (output_size() == 0) {
-    first_token = now;
-  } else if (inter_token.capacity() > 0) {
-    inter_token.push_back(event.latency);
-  }
+  if (output_size() == 0) first_token = now;
   last_token = now;
   tokens.push_back(result.token);
   ++sampled;

@@ -117,7 +117,6 @@ struct Sequence {
   absl::Time last_position = absl::InfinitePast();  // of the latest Queued
   absl::Time last_progress = absl::InfinitePast();
   absl::Duration restore;
-  std::vector<absl::Duration> inter_token;         // only when someone observes
   std::vector<absl::Duration> to_host, to_device;  // copies of the state, beside the restore
   int32_t parkings = 0;
   int64_t sampled = 0;  // tokens, also those that a stop string took away again
@@ -125,8 +124,7 @@ struct Sequence {
 
   // Fill in what follows from the request and the lease (set before). `seed` is used when the
   // request has none.
-  void StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed,
-                     bool observed);
+  void StartGenerate(GenerateRequest request, const uint32_t* valid_mask, uint64_t seed);
   void StartScore(ScoreRequest request);
   // Of a follower: the same request once more, with a seed of its own. `leader` has been started.
   void StartFollower(const Sequence& leader, int32_t number);

@@ -1,5 +1,7 @@
 #include "server/model_metrics.h"
 
+#include <algorithm>
+
 namespace skein::server {
 namespace {
 
@@ -94,6 +96,20 @@ void ModelMetrics::Attach(engine::Engine* engine, int64_t state_bytes) {
 
 void ModelMetrics::Detach() { gauges_->Detach(this); }
 
+// All of a step with one lock.
+void ModelMetrics::ObserveIntervals(std::span<const absl::Duration> intervals) {
+  if (intervals.empty()) return;
+  const std::vector<double>& bounds = families_->latency_buckets;
+  interval_counts_.assign(bounds.size() + 1, 0);
+  double sum = 0;
+  for (const absl::Duration interval : intervals) {
+    const double seconds = absl::ToDoubleSeconds(interval);
+    ++interval_counts_[std::lower_bound(bounds.begin(), bounds.end(), seconds) - bounds.begin()];
+    sum += seconds;
+  }
+  series_->itl->ObserveMultiple(interval_counts_, sum);
+}
+
 void ModelMetrics::OnStep(const engine::StepReport& r) {
   Series& s = *series_;
   Histogram* step = r.prefill_rows == 0  ? s.step_decode
@@ -103,6 +119,7 @@ void ModelMetrics::OnStep(const engine::StepReport& r) {
   s.batch->Observe(r.decode_rows + r.prefill_rows);
   s.tokens->Observe(r.tokens);
   s.gap->Observe(absl::ToDoubleSeconds(r.gap));
+  ObserveIntervals(r.inter_token);
   if (r.generated_tokens == 0) return;
   absl::MutexLock lock(&mu_);
   for (const engine::TenantTokens& entry : r.generated) {
@@ -146,7 +163,6 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
   if (r.score || r.usage.completion_tokens == 0) return;
   s.ttft->Observe(absl::ToDoubleSeconds(r.timings.time_to_first_token));
   s.decode->Observe(absl::ToDoubleSeconds(r.timings.decode));
-  for (absl::Duration d : r.inter_token) s.itl->Observe(absl::ToDoubleSeconds(d));
   if (r.usage.completion_tokens > 1) {
     s.tpot->Observe(absl::ToDoubleSeconds(r.timings.decode) /
                     static_cast<double>(r.usage.completion_tokens - 1));

@@ -5,7 +5,9 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -41,6 +43,7 @@ class ModelMetrics final : public engine::EngineObserver {
   struct Tenant {
     prometheus::Counter *prompt_tokens, *generation_tokens;
   };
+  void ObserveIntervals(std::span<const absl::Duration> intervals);
   Tenant& TenantOf(const std::string& tenant) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string model_;
@@ -48,6 +51,7 @@ class ModelMetrics final : public engine::EngineObserver {
   EngineGaugeCollector* const gauges_;
   prometheus::Gauge* const info_;
   const std::unique_ptr<Series> series_;
+  std::vector<double> interval_counts_;  // of a step, by bucket; engine thread only
 
   // Uncontended: the engine thread reports.
   absl::Mutex mu_;

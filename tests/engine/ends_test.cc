@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "engine/base/status.h"
@@ -383,6 +384,7 @@ class Observer final : public EngineObserver {
   void OnStep(const StepReport& report) override {
     std::lock_guard<std::mutex> lock(mu);
     steps.push_back(report);
+    intervals += static_cast<int64_t>(report.inter_token.size());
   }
   void OnRequestDone(const RequestReport& report) override {
     std::lock_guard<std::mutex> lock(mu);
@@ -390,6 +392,7 @@ class Observer final : public EngineObserver {
   }
   std::mutex mu;
   std::vector<StepReport> steps;
+  int64_t intervals = 0;
   std::vector<RequestReport> requests;
 };
 
@@ -411,7 +414,9 @@ TEST_F(EndsTest, ObserverSeesStepsAndRequests) {
   EXPECT_EQ(first.code, "OK");
   EXPECT_EQ(first.finish_reason, "length");
   EXPECT_EQ(first.usage.prompt_tokens, 40);
-  EXPECT_EQ(first.inter_token.size(), 3u);
+  EXPECT_EQ(first.usage.completion_tokens, 4);
+  const int64_t second = observer.requests[1].usage.completion_tokens;
+  EXPECT_EQ(observer.intervals, 3 + std::max<int64_t>(second - 1, 0));
   EXPECT_EQ(first.restored_from, "none");
   EXPECT_GE(first.total, first.timings.prefill + first.timings.decode);
   EXPECT_GE(first.timings.time_to_first_token, first.timings.prefill);

@@ -76,6 +76,12 @@ def test_gauges_move_while_there_is_work(start, steady_model, pb):
         wait_for_value(daemon, f'skein_{name}{{model="tiny"}}', value)
     wait_for_value(daemon, 'skein_state_cache_usage_ratio{model="tiny",tier="device"}', 1)
     assert series(scrape(daemon))['skein_queue_oldest_seconds{model="tiny"}'] > 0
+    # The time between tokens is told while the request runs, not at its end.
+    counted = 'skein_inter_token_latency_seconds_count{model="tiny"}'
+    before = series(scrape(daemon))[counted]
+    time.sleep(0.3)
+    values = series(scrape(daemon))
+    assert values[counted] > before and values['skein_requests_running{model="tiny"}'] == 1
     daemon.terminate()
     daemon.wait_for_line("draining")
     wait_for_value(daemon, 'skein_draining{model="tiny"}', 1)
