@@ -235,18 +235,25 @@ def kill_while_it_writes(arguments, folder, name):
     False: it came to its end.
     """
     process = subprocess.Popen([TRAIN, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while True:
-        time.sleep(0.001)
-        process.send_signal(signal.SIGSTOP)
-        state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        if state.si_code != os.CLD_STOPPED:
-            assert process.wait() == 0
-            return False
-        if list(folder.glob(f"{name}.tmp.*")):
-            process.kill()
-            assert process.wait() == -signal.SIGKILL
-            return True
-        process.send_signal(signal.SIGCONT)
+    end = time.monotonic() + 120
+    try:
+        while time.monotonic() < end:
+            time.sleep(0.001)
+            # Not send_signal, which would take the exit code of one that has ended away from waitid.
+            os.kill(process.pid, signal.SIGSTOP)
+            state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if state.si_code != os.CLD_STOPPED:
+                assert process.wait() == 0
+                return False
+            if list(folder.glob(f"{name}.tmp.*")):
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                return True
+            os.kill(process.pid, signal.SIGCONT)
+        pytest.fail("the trainer came to no end")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "last.safetensors", "step-*.safetensors"])
@@ -256,6 +263,8 @@ def test_kill_9_while_it_writes_loses_nothing(tmp_path, whole, name):
         run = settings(path, **{"run.resume": "auto", "save.every": 1, "save.keep_every": True})
         if kill_while_it_writes(run, path / "run", name):
             break
+    else:
+        pytest.fail("never caught writing")
     assert len(leftovers(path / "run")) == 1
     done = train(run)
     assert done.returncode == 0, done.stderr
