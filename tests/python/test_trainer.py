@@ -353,11 +353,12 @@ def test_one_folder_one_trainer(tmp_path):
 
 
 def test_threads_are_those_of_the_cpu_quota(tmp_path):
-    """A control group of one CPU, as a container with --cpus 1 has it: no second thread would ever run beside the first."""
+    """A control group of 1.5 CPUs, as a container with --cpus 1.5 has it: a second thread would wait half of the time."""
     (tmp_path / "cgroup").mkdir()
     (tmp_path / "cgroup" / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "cgroups").write_text("0::/\n")
-    mounts = f"mount --bind {tmp_path}/cgroup /sys/fs/cgroup && mount --bind {tmp_path}/cgroups /proc/self/cgroup"
+    # The shell's own process, which becomes the trainer; /proc/self would be mount's.
+    mounts = f"mount --bind {tmp_path}/cgroup /sys/fs/cgroup && mount --bind {tmp_path}/cgroups /proc/$$/cgroup"
     within = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
     if subprocess.run([*within, mounts], capture_output=True).returncode != 0:
         pytest.skip("this machine lets a test mount nothing")
