@@ -1,5 +1,6 @@
 """Starts the real skeind on free ports and stops it."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -24,6 +25,17 @@ def run(*arguments, cwd, env=None, timeout=30):
     """Runs skeind to its end."""
     return subprocess.run([SKEIND, *arguments], cwd=cwd, env=env or environment(), timeout=timeout,
                           capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def killed_after(process, seconds):
+    """A deadline for who reads its output until a line that may never come: at the latest then the output ends."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Daemon:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from daemon import BUILD, ROOT, environment
+from daemon import BUILD, ROOT, environment, killed_after
 from test_trainer import TRAIN, text
 
 pytestmark = pytest.mark.skipif(not TRAIN.exists(), reason="built without LibTorch")
@@ -50,15 +50,17 @@ def test_installed_programs_train_serve_and_talk(tree, tmp_path):
     process = subprocess.Popen([tree / "bin/skeind", "--config", tree / "etc/skein/config.yaml", "--model", "run/last.safetensors",
                                 "--set", "listen.address=127.0.0.1:0", "--set", "listen.metrics="],
                                cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    try:
-        ready = next(line for line in process.stderr if " ready " in line)
-        address = re.search(r"\bgrpc=(\S+)", ready).group(1)
-        run(tree / "bin/skein", "generate", "--server", address, "--max-tokens", "3", "the ", cwd=tmp_path)
-    finally:
-        process.terminate()
-        process.stderr.read()
-        process.stderr.close()
-        assert process.wait(60) == 0
+    with killed_after(process, 120):
+        try:
+            ready = next((line for line in process.stderr if " ready " in line), "")
+            address = re.search(r"\bgrpc=(\S+)", ready).group(1)
+            run(tree / "bin/skein", "generate", "--server", address, "--max-tokens", "3", "the ", cwd=tmp_path)
+        finally:
+            process.terminate()
+            process.stderr.read()
+            process.stderr.close()
+            code = process.wait()
+    assert code == 0
 
 
 def test_the_tree_needs_no_build_folder(tree):

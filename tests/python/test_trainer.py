@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from daemon import BUILD, ROOT, environment
+from daemon import BUILD, ROOT, environment, killed_after
 
 TRAIN = BUILD / "bin" / "skein-train"
 STEPS = 40
@@ -102,10 +102,11 @@ def serves(command, cwd):
     """Whether the printed command, typed into a shell, starts a server of this model."""
     process = subprocess.Popen(f"exec {command} --set listen.address=127.0.0.1:0 --set listen.metrics=",
                                shell=True, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True)
-    ready = any(" ready " in line for line in process.stderr)
-    process.terminate()
-    process.stderr.close()
-    process.wait()
+    with killed_after(process, 60):
+        ready = any(" ready " in line for line in process.stderr)
+        process.terminate()
+        process.stderr.close()
+        process.wait()
     return ready
 
 
