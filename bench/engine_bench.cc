@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -81,16 +83,38 @@ class StepTimes final : public EngineObserver {
   void OnStep(const StepReport& report) override {
     std::lock_guard<std::mutex> lock(mu_);
     steps_.push_back(report);
+    tokens_ += report.tokens;
+    stepped_.notify_one();
   }
   void OnRequestDone(const RequestReport&) override {}
-  std::vector<StepReport> Take() {
-    std::lock_guard<std::mutex> lock(mu_);
+  // The steps that read so many tokens, all since the last call. Waits for the last one: a request
+  // hears of its end before the observer hears of the step.
+  std::vector<StepReport> Take(int64_t tokens) {
+    std::unique_lock<std::mutex> lock(mu_);
+    SKEIN_CHECK(
+        stepped_.wait_for(lock, std::chrono::minutes(1), [&] { return tokens_ >= tokens; }));
+    SKEIN_CHECK(tokens_ == tokens);
+    tokens_ = 0;
     return std::exchange(steps_, {});
   }
 
  private:
   std::mutex mu_;
+  std::condition_variable stepped_;
   std::vector<StepReport> steps_;
+  int64_t tokens_ = 0;
+};
+
+// How many tokens the model reads for a request: not the last one that it generates (or, when it
+// generates none, that the prompt has), but the one that its conversation had left.
+int64_t TokensRead(const GenerateRequest& request) {
+  const bool goes_on = request.input.empty();
+  return static_cast<int64_t>(request.input.size()) + goes_on + request.stopping.max_tokens - 1;
+}
+
+struct Done {
+  std::vector<std::shared_ptr<Sink>> sinks;
+  std::vector<StepReport> steps;
 };
 
 double Median(std::vector<double> values) {
@@ -178,15 +202,16 @@ class EngineBench {
     request.stopping.ignore_eos = true;
     return request;
   }
-  std::vector<std::shared_ptr<Sink>> RunAll(std::vector<GenerateRequest> requests) {
-    times_.Take();
+  Done RunAll(std::vector<GenerateRequest> requests) {
     std::vector<std::shared_ptr<Sink>> sinks;
+    int64_t tokens = 0;
     for (GenerateRequest& request : requests) {
+      tokens += TokensRead(request);
       sinks.push_back(std::make_shared<Sink>());
       SKEIN_CHECK(engine_->Submit(std::move(request), sinks.back()).ok());
     }
     for (const auto& sink : sinks) sink->done.WaitForNotification();
-    return sinks;
+    return {std::move(sinks), times_.Take(tokens)};
   }
   static uint64_t Hash(const std::vector<std::shared_ptr<Sink>>& sinks) {
     uint64_t hash = 0;
@@ -206,9 +231,9 @@ class EngineBench {
   }
   // Seconds from one pure decode step of so many rows to the next: the step and the engine's own
   // work between two.
-  std::vector<double> DecodeSeconds(int rows) {
+  static std::vector<double> DecodeSeconds(const std::vector<StepReport>& steps, int rows) {
     std::vector<double> seconds;
-    for (const StepReport& step : times_.Take()) {
+    for (const StepReport& step : steps) {
       if (step.decode_rows == rows && step.prefill_rows == 0) {
         seconds.push_back(absl::ToDoubleSeconds(step.duration + step.gap));
       }
@@ -237,21 +262,22 @@ class EngineBench {
   void Decode(int rows) {
     std::vector<GenerateRequest> requests;
     for (int row = 0; row < rows; ++row) requests.push_back(Request(row, 4, options_.steps + rows));
-    const auto sinks = RunAll(std::move(requests));
-    const double seconds = Median(DecodeSeconds(rows));
+    const Done done = RunAll(std::move(requests));
+    const double seconds = Median(DecodeSeconds(done.steps, rows));
     const double state = 2.0 * static_cast<double>(model_->config().state_floats()) * sizeof(float);
     const double flops = 2 * rows * (Matrices() + HeadWeights());
     Line(absl::StrCat("decode B", rows), rows / seconds,
-         rows / FloorSeconds(WeightBytes() + rows * state, flops), Hash(sinks));
+         rows / FloorSeconds(WeightBytes() + rows * state, flops), Hash(done.sinks));
   }
 
   void Prefill(int tokens) {
     std::vector<double> seconds;
     uint64_t hash = 0;
     for (int repeat = 0; repeat < 3; ++repeat) {
-      hash = Hash(RunAll({Request(repeat, tokens, 1)}));
+      const Done done = RunAll({Request(repeat, tokens, 1)});
+      hash = Hash(done.sinks);
       double sum = 0;
-      for (const StepReport& step : times_.Take()) sum += absl::ToDoubleSeconds(step.duration);
+      for (const StepReport& step : done.steps) sum += absl::ToDoubleSeconds(step.duration);
       seconds.push_back(sum);
     }
     const double flops = 2 * (Matrices() * tokens + HeadWeights());  // the head on the last only
@@ -269,9 +295,9 @@ class EngineBench {
       GenerateRequest request = Request(1, kLong, 0);
       request.conversation_id = "long";
       request.create_if_missing = true;
-      RunAll({std::move(request)});
       int64_t read = 0;
-      for (const StepReport& step : times_.Take()) read += step.tokens;
+      const Done done = RunAll({std::move(request)});
+      for (const StepReport& step : done.steps) read += step.tokens;
       return read;
     }
     auto snapshot = std::make_shared<StateSnapshot>(
@@ -298,8 +324,8 @@ class EngineBench {
         GenerateRequest decode = Request(0, 0, options_.steps);
         decode.conversation_id = which == 0 ? "short" : "long";
         decode.commit = CommitMode::kNever;
-        RunAll({std::move(decode)});
-        for (const double s : DecodeSeconds(1)) seconds[which].push_back(s);
+        const Done done = RunAll({std::move(decode)});
+        for (const double s : DecodeSeconds(done.steps, 1)) seconds[which].push_back(s);
       }
     }
     // The best of each: the work is always the same, what comes on top is the machine's noise.
