@@ -31,14 +31,15 @@ def foreground():
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
         if os.tcgetpgrp(terminal) != ours:
             raise OSError("in the background")
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        # Taking the terminal from the background is what is meant, and so is writing to it from there (`stty tostop`).
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        if ours != os.getpid():  # whoever was started by a shell, or as the first of a session, leads its group already
+            os.setpgid(0, 0)
+            os.tcsetpgrp(terminal, os.getpgrp())
     except OSError:
         yield
         return
-    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-    # Taking the terminal from the background is what is meant, and so is writing to it from there (`stty tostop`).
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    os.setpgid(0, 0)
-    os.tcsetpgrp(terminal, os.getpgrp())
     try:
         yield
     finally:

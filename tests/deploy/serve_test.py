@@ -118,6 +118,11 @@ class Serve(unittest.TestCase):
                 terminal.wait_for("Ctrl-C here stops it", 10)
                 self.assertIn("skeind has drained", self.stops(terminal))
 
+    def test_without_make_as_the_first_of_its_session(self):
+        terminal = Terminal(["deploy/serve.py", "x"], self.folder, environment={**os.environ, "PHASE": "serving"})
+        terminal.wait_for("Ctrl-C here stops it", 10)
+        self.assertIn("skeind has drained", self.stops(terminal))
+
     def test_ctrl_z_does_nothing(self):
         terminal = self.type("serving")
         terminal.wait_for("Ctrl-C here stops it", 10)
