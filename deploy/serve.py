@@ -16,6 +16,7 @@ import threading
 
 DEMO = "models/demo.safetensors"
 SKEIND = "build/bin/skeind"
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of programs that were told to end before they could do it well, from inside and from the signal.
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM)
 
@@ -59,11 +60,14 @@ def run(command, **options):
         if program:
             program.terminate()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-              if signal.getsignal(number) != signal.SIG_IGN}
-    program = subprocess.Popen(command, start_new_session=True, **options)
+    before = {number: signal.signal(number, end) for number in ENDS if signal.getsignal(number) != signal.SIG_IGN}
+    started = subprocess.Popen(command, start_new_session=True, **options)
+    # Either `end` tells the program or this does, never both.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     if asked:
-        program.terminate()
+        started.terminate()
+    program = started
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     code = program.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -111,11 +115,12 @@ def welcome(config):
 
 def say_when_ready(notifications, text):
     """skeind, and no other server on that address, tells when it serves, as it tells systemd."""
-    while b"READY=1" not in notifications.recv(4096):
-        pass
-    print(text, flush=True)
-    while True:  # what it tells later is not of interest, but must have somewhere to go
-        notifications.recv(4096)
+    with contextlib.suppress(OSError):  # the socket is closed when skeind has ended
+        while b"READY=1" not in notifications.recv(4096):
+            pass
+        print(text, flush=True)
+        while True:  # what it tells later is not of interest, but must have somewhere to go
+            notifications.recv(4096)
 
 
 def serve(model):

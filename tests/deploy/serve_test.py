@@ -5,14 +5,19 @@ The programs are stubs, so each phase lasts as long as the test wants; tests/ser
 real ones. Needs Python 3, bash and make.
 """
 
+import importlib.util
+import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
+import unittest.mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests"))
@@ -161,6 +166,58 @@ class Serve(unittest.TestCase):
             terminal.exit_code(10)
             self.assertIn("--model some.pth", terminal.output)
             self.assertEqual("rwkv_vocab_v20230424.txt" in terminal.output, expected)
+
+
+class Script(unittest.TestCase):
+    """Moments of deploy/serve.py that no user can hit on purpose."""
+
+    def setUp(self):
+        spec = importlib.util.spec_from_file_location("serve", os.path.join(ROOT, "deploy", "serve.py"))
+        self.serve = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.serve)
+
+    def sigterms(self, moment):
+        """How many the program is told when one comes at a line of run(), counted from the start of the program; None
+        when run() waits for the program before that.
+        """
+        program = unittest.mock.Mock(**{"wait.return_value": 0})
+        lines = itertools.count()
+
+        def trace(frame, event, _):
+            if frame.f_code is not self.serve.run.__code__:
+                return None
+            if event == "line" and popen.called and not program.wait.called and next(lines) == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return trace
+
+        with unittest.mock.patch.object(self.serve.subprocess, "Popen", return_value=program) as popen:
+            sys.settrace(trace)
+            try:
+                self.serve.run(["program"])
+            finally:
+                sys.settrace(None)
+        return program.terminate.call_count if next(lines) > moment else None
+
+    def test_a_signal_is_passed_on_once_whenever_it_comes(self):
+        moments = list(itertools.takewhile(lambda told: told is not None, map(self.sigterms, itertools.count())))
+        self.assertGreater(len(moments), 1)
+        self.assertEqual(moments, [1] * len(moments))
+
+    def test_the_end_of_skeind_is_no_error_of_who_listens_to_it(self):
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        its.send(b"READY=1")
+        its.close()
+        with unittest.mock.patch("builtins.print") as printed:
+            listener = threading.Thread(target=self.serve.say_when_ready, args=(ours, "it serves"), daemon=True)
+            with unittest.mock.patch("threading.excepthook") as failed:
+                listener.start()
+                while not printed.called:
+                    time.sleep(0.01)
+                ours.shutdown(socket.SHUT_RDWR)
+                ours.close()
+                listener.join(60)
+        self.assertFalse(listener.is_alive())
+        failed.assert_not_called()
 
 
 class Plan(unittest.TestCase):
