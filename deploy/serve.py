@@ -16,7 +16,7 @@ import threading
 
 DEMO = "models/demo.safetensors"
 SKEIND = "build/bin/skeind"
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of programs that were told to end before they could do it well, from inside and from the signal.
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM)
 
@@ -49,8 +49,8 @@ def foreground():
 
 
 def run(command, **options):
-    """Runs a program to its end; its exit code. Ctrl-C, SIGTERM and the end of the terminal reach this script alone,
-    which passes each on as one SIGTERM: a second one ends skeind without a drain.
+    """Runs a program to its end; its exit code. Ctrl-C, Ctrl-\\, SIGTERM and the end of the terminal reach this
+    script alone, which passes each on as one SIGTERM: a second one ends skeind without a drain.
     """
     program, asked = None, False
 

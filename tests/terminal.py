@@ -46,6 +46,9 @@ class Terminal:
     def press_ctrl_c(self):
         os.write(self.file, b"\x03")
 
+    def press_ctrl_backslash(self):
+        os.write(self.file, b"\x1c")
+
     def exit_code(self, seconds):
         deadline = time.monotonic() + seconds
         while self.read(0.2):

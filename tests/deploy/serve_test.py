@@ -82,8 +82,8 @@ class Serve(unittest.TestCase):
         return Terminal(["bash", "-o", "pipefail", "-mc", command], self.folder,
                         environment={**os.environ, "PHASE": phase})
 
-    def stops(self, terminal):
-        terminal.press_ctrl_c()
+    def stops(self, terminal, press=Terminal.press_ctrl_c):
+        press(terminal)
         code = terminal.exit_code(10)
         self.assertEqual(code, 0, terminal.output)
         self.assertNotIn("***", terminal.output)
@@ -95,6 +95,13 @@ class Serve(unittest.TestCase):
         output = self.stops(terminal)
         self.assertIn(READY, output)
         self.assertIn("http://127.0.0.1:7778/metrics", output)
+        self.assertEqual(output.count("skeind has signal"), 1, output)
+        self.assertIn("skeind has drained", output)
+
+    def test_ctrl_backslash_leaves_no_skeind_behind(self):
+        terminal = self.type("serving")
+        terminal.wait_for("Ctrl-C here stops it", 10)
+        output = self.stops(terminal, Terminal.press_ctrl_backslash)
         self.assertEqual(output.count("skeind has signal"), 1, output)
         self.assertIn("skeind has drained", output)
 
@@ -143,7 +150,7 @@ class Serve(unittest.TestCase):
 
     def test_without_a_terminal_sigterm_drains_it(self):
         script = os.path.join(self.folder, "deploy", "serve.py")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             with self.subTest(signal=number):
                 process = subprocess.Popen([script, "x"], env={**os.environ, "PHASE": "serving"}, stdin=subprocess.DEVNULL,
                                            stdout=subprocess.PIPE, text=True, start_new_session=True)
