@@ -84,14 +84,14 @@ class Serve(unittest.TestCase):
 
     def stops(self, terminal, press=Terminal.press_ctrl_c):
         press(terminal)
-        code = terminal.exit_code(10)
+        code = terminal.exit_code(60)
         self.assertEqual(code, 0, terminal.output)
         self.assertNotIn("***", terminal.output)
         return terminal.output
 
     def test_ctrl_c_while_it_serves(self):
         terminal = self.type("serving")
-        terminal.wait_for("Ctrl-C here stops it", 10)
+        terminal.wait_for("Ctrl-C here stops it", 60)
         output = self.stops(terminal)
         self.assertIn(READY, output)
         self.assertIn("http://127.0.0.1:7778/metrics", output)
@@ -100,51 +100,51 @@ class Serve(unittest.TestCase):
 
     def test_ctrl_backslash_leaves_no_skeind_behind(self):
         terminal = self.type("serving")
-        terminal.wait_for("Ctrl-C here stops it", 10)
+        terminal.wait_for("Ctrl-C here stops it", 60)
         output = self.stops(terminal, Terminal.press_ctrl_backslash)
         self.assertEqual(output.count("skeind has signal"), 1, output)
         self.assertIn("skeind has drained", output)
 
     def test_ctrl_c_while_it_loads(self):
         terminal = self.type("loading")
-        terminal.wait_for("skeind --config", 10)
+        terminal.wait_for("skeind --config", 60)
         output = self.stops(terminal)
         self.assertIn("make serve: stopped", output)
         self.assertNotIn(READY, output)
 
     def test_ctrl_c_while_the_demo_is_trained(self):
         terminal = self.type("serving", "make serve")
-        terminal.wait_for("the bar shows", 10)
+        terminal.wait_for("the bar shows", 60)
         output = self.stops(terminal)
         self.assertIn("the state is written", output)
         self.assertIn("the training was stopped; 'make serve' goes on with it", output)
         self.assertNotIn("skeind", output)
         again = self.type("serving", "make serve")
-        again.wait_for(READY, 10)
+        again.wait_for(READY, 60)
         self.stops(again)
 
     def test_ctrl_c_with_a_pipe_behind_it(self):
         for command in ("make serve MODEL=x | tee log", "make serve MODEL=x 2>&1 | cat", "make serve MODEL=x </dev/null"):
             with self.subTest(command=command):
                 terminal = self.type("serving", command)
-                terminal.wait_for("Ctrl-C here stops it", 10)
+                terminal.wait_for("Ctrl-C here stops it", 60)
                 self.assertIn("skeind has drained", self.stops(terminal))
 
     def test_without_make_as_the_first_of_its_session(self):
         terminal = Terminal(["deploy/serve.py", "x"], self.folder, environment={**os.environ, "PHASE": "serving"})
-        terminal.wait_for("Ctrl-C here stops it", 10)
+        terminal.wait_for("Ctrl-C here stops it", 60)
         self.assertIn("skeind has drained", self.stops(terminal))
 
     def test_ctrl_z_does_nothing(self):
         terminal = self.type("serving")
-        terminal.wait_for("Ctrl-C here stops it", 10)
+        terminal.wait_for("Ctrl-C here stops it", 60)
         os.write(terminal.file, b"\x1a")
         time.sleep(0.3)
         self.assertIn("skeind has drained", self.stops(terminal))
 
     def test_another_server_on_the_address_is_not_taken_for_ours(self):
         terminal = self.type("fails")
-        self.assertEqual(terminal.exit_code(10), 2, terminal.output)
+        self.assertEqual(terminal.exit_code(60), 2, terminal.output)
         self.assertNotIn(READY, terminal.output)
         self.assertIn("Error 3", terminal.output)
 
@@ -162,7 +162,7 @@ class Serve(unittest.TestCase):
                 process.send_signal(number)
                 output += process.stdout.read()
                 process.stdout.close()
-                self.assertEqual(process.wait(10), 0, output)
+                self.assertEqual(process.wait(60), 0, output)
                 self.assertIn(f"skeind has signal {signal.SIGTERM.value}", output)
                 self.assertIn("skeind has drained", output)
 
@@ -170,7 +170,7 @@ class Serve(unittest.TestCase):
         for config, expected in (('model:\n  vocabulary: ""\n', True), ('model:\n  vocabulary: "own.txt"\n', False)):
             self.write("config.yaml", config)
             terminal = self.type("fails", "make serve MODEL=some.pth")
-            terminal.exit_code(10)
+            terminal.exit_code(60)
             self.assertIn("--model some.pth", terminal.output)
             self.assertEqual("rwkv_vocab_v20230424.txt" in terminal.output, expected)
 
