@@ -19,16 +19,24 @@ std::string Dump(const json& object) {  // samples may hold bytes that are not U
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-// A model of bytes may write any: a terminal gets valid UTF-8 without control characters.
+// A model of bytes may write any: a terminal gets valid UTF-8 without control characters (Cc: below
+// a space, DEL, and U+0080 to U+009F, which are 0xC2 and one more byte).
 std::string Printable(const std::string& sample) {
-  std::string text;
+  std::string text, shown;
   engine::Utf8Stream stream;
   stream.Push(sample, &text);
   stream.Finish(&text);
-  for (char& c : text) {
-    if ((static_cast<unsigned char>(c) < ' ' && c != '\n') || c == 0x7f) c = '?';
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (byte(i) == 0xc2 && byte(i + 1) < 0xa0) {
+      shown += '?';
+      ++i;
+    } else {
+      const bool control = (byte(i) < ' ' && byte(i) != '\n') || byte(i) == 0x7f;
+      shown += control ? '?' : text[i];
+    }
   }
-  return text;
+  return shown;
 }
 
 // The lines of a log up to a step. What was killed may have logged more steps than it saved, and

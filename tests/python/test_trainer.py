@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -156,12 +157,16 @@ def test_log_has_every_step_and_the_loss_falls(whole):
 
 def test_samples_of_any_bytes_do_not_harm_a_terminal(tmp_path):
     """A model that has learnt nothing writes every byte there is."""
-    arguments = settings(tmp_path, **{"train.steps": 1, "train.warmup": 0, "evaluate.samples": 8, "evaluate.temperature": 1})
+    arguments = settings(tmp_path, **{"train.steps": 1, "train.warmup": 0, "evaluate.samples": 64,
+                                      "evaluate.sample_tokens": 300, "evaluate.temperature": 1})
     done = subprocess.run([TRAIN, *arguments], capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode()  # valid UTF-8
-    assert shown.count("  | ") == 8 and "\ufffd" in shown
-    assert [c for c in shown if (c < " " and c != "\n") or c == "\x7f"] == []
+    assert shown.count("  | ") == 64 and "\ufffd" in shown
+    logged = (tmp_path / "run" / "log.jsonl").read_text()
+    written = "".join(sample for line in logged.splitlines() for sample in json.loads(line).get("samples", []))
+    assert {"\x1b", "\x7f"} < set(written) and any("\x80" <= c <= "\x9f" for c in written)
+    assert [c for c in shown if unicodedata.category(c) == "Cc" and c != "\n"] == []
 
 
 def test_eighty_columns_show_speed_and_eta(tmp_path):
