@@ -4,12 +4,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <regex>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
@@ -25,33 +22,20 @@ absl::Status FileError(const std::string& path) {
   return errno == ENOSPC ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
 }
 
-// What a trainer that was killed left of a file that it was writing: base::AtomicFile's temporary.
-bool IsLeftover(const fs::path& file) {
-  static const std::regex pattern(R"(.+\.tmp\.[0-9]+\.[0-9]+)");
-  return std::regex_match(file.filename().string(), pattern);
-}
-
-// Whether the folder holds anything but leftovers, which are nothing to lose.
+// Whether the folder holds anything but what a trainer that was killed left half written, which is
+// nothing to lose.
 absl::StatusOr<bool> HoldsFiles(const std::string& folder) {
   std::error_code error;
   if (!fs::exists(folder, error)) return false;
   if (!fs::is_directory(folder, error)) {
     return absl::AlreadyExistsError(absl::StrCat("run.folder: ", folder, " is a file"));
   }
-  const fs::directory_iterator files(folder, error);
-  if (error) return absl::InternalError(absl::StrCat(folder, ": ", error.message()));
-  return !std::all_of(begin(files), end(files),
-                      [](const fs::directory_entry& file) { return IsLeftover(file.path()); });
-}
-
-// Only with the lock on the folder: there is no other trainer whose files they could be.
-void RemoveLeftovers(const std::string& folder) {
-  std::error_code ignored;  // they are only in the way of the disk's space
-  std::vector<fs::path> leftovers;
-  for (const fs::directory_entry& file : fs::directory_iterator(folder, ignored)) {
-    if (IsLeftover(file.path())) leftovers.push_back(file.path());
+  fs::directory_iterator file(folder, error);
+  for (; !error && file != fs::directory_iterator(); file.increment(error)) {
+    if (!base::IsTemporary(file->path().filename().string())) return true;
   }
-  for (const fs::path& file : leftovers) fs::remove(file, ignored);
+  if (error) return absl::InternalError(absl::StrCat(folder, ": ", error.message()));
+  return false;
 }
 
 }  // namespace
@@ -82,7 +66,7 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const RunConfig& conf
         absl::StrCat("run.folder: ", config.folder, " is in use by another skein-train"));
   }
   std::unique_ptr<RunFolder> folder(new RunFolder(config.folder, lock));
-  RemoveLeftovers(config.folder);
+  base::RemoveAbandoned(config.folder);
   std::error_code error;
   folder->existed_ = existed;
   folder->has_state_ = fs::exists(folder->StateFile(), error);

@@ -17,8 +17,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "engine/base/check.h"
 
 namespace skein::base {
@@ -40,18 +40,33 @@ std::pair<std::string, std::string> FolderAndName(const std::string& path) {
   return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
 }
 
-// A writer that was killed leaves its temporary behind. Living writers hold a lock on theirs, so
-// what can be locked is rubbish and goes. Failures do not matter: the rubbish is only in the way of
-// the disk's space.
-void RemoveAbandoned(const std::string& path) {
-  const auto [folder, name] = FolderAndName(path);
+// Takes ".<digits>" off the end.
+bool ConsumeNumber(absl::string_view* name) {
+  const size_t dot = name->rfind('.');
+  if (dot == absl::string_view::npos || dot + 1 == name->size()) return false;
+  if (name->find_first_not_of("0123456789", dot + 1) != absl::string_view::npos) return false;
+  name->remove_suffix(name->size() - dot);
+  return true;
+}
+
+// The name of the file that a temporary will become, as OpenTemporary made it; empty when it is
+// none.
+absl::string_view NameBehind(absl::string_view temporary) {
+  absl::string_view name = temporary;
+  const bool is_one =
+      ConsumeNumber(&name) && ConsumeNumber(&name) && absl::ConsumeSuffix(&name, ".tmp");
+  return is_one ? name : "";
+}
+
+// Living writers hold a lock on their temporary, so what can be locked is rubbish and goes.
+template <typename Predicate>
+void RemoveUnlocked(const std::string& folder, Predicate wanted) {
   DIR* entries = opendir(folder.c_str());
   if (entries == nullptr) return;
-  const std::string prefix = name + ".tmp.";
   while (const dirent* entry = readdir(entries)) {
-    if (!absl::StartsWith(entry->d_name, prefix)) continue;
+    if (!wanted(NameBehind(entry->d_name))) continue;
     const std::string found = folder + "/" + entry->d_name;
-    const int fd = open(found.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    const int fd = open(found.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) continue;
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(found.c_str());
     close(fd);
@@ -164,7 +179,8 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
     return absl::InvalidArgumentError(
         absl::StrCat("cannot write '", path, "': there is something that is not a regular file"));
   }
-  RemoveAbandoned(path);
+  const auto [folder, name] = FolderAndName(path);
+  RemoveUnlocked(folder, [&](absl::string_view behind) { return behind == name; });
   SKEIN_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(path));
   return std::unique_ptr<AtomicFile>(
       new AtomicFile(path, std::move(temporary.first), temporary.second));
@@ -195,6 +211,12 @@ absl::Status AtomicFile::Commit() {
   const int fd = std::exchange(fd_, -1);
   if (close(fd) != 0 && errno != EINTR) return SystemError("write", path_, errno);
   return SyncFolder(path_);
+}
+
+bool IsTemporary(absl::string_view name) { return !NameBehind(name).empty(); }
+
+void RemoveAbandoned(const std::string& folder) {
+  RemoveUnlocked(folder, [](absl::string_view behind) { return !behind.empty(); });
 }
 
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents) {

@@ -52,6 +52,14 @@ class AtomicFile {
   int fd_;
 };
 
+// Whether a file of this name, without its folder, is or was the temporary of an AtomicFile.
+bool IsTemporary(absl::string_view name);
+
+// Removes from a folder the temporaries of writers that were killed, not those of living ones.
+// Failures do not matter: they are only in the way of the disk's space. (AtomicFile does this for
+// its own name.)
+void RemoveAbandoned(const std::string& folder);
+
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
 
 // mkdir -p.

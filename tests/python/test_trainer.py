@@ -285,11 +285,14 @@ def test_a_run_that_was_killed_at_its_first_write_starts(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml.tmp.12345.0").write_text("run:\n  fol")
     (tmp_path / "run" / "last.safetensors.tmp.12345.1").write_text("x")
+    living = open(tmp_path / "run" / "copy.safetensors.tmp.12345.2", "w")  # of another program that writes here
+    fcntl.flock(living, fcntl.LOCK_EX)
     refused = train(settings(tmp_path, **{"run.resume": "always"}))
     assert refused.returncode == 1 and "holds no run to resume" in refused.stderr
     done = train(settings(tmp_path, **{"train.steps": 2, "train.warmup": 0, "evaluate.every": 0}))
     assert done.returncode == 0, done.stderr
-    assert leftovers(tmp_path / "run") == []
+    assert leftovers(tmp_path / "run") == ["copy.safetensors.tmp.12345.2"]
+    living.close()
 
 
 def test_ctrl_c_writes_a_resumable_state(tmp_path, whole):

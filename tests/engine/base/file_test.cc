@@ -146,6 +146,27 @@ TEST_F(FileTest, AKilledWriterLosesNothingAndItsRubbishGoes) {
   EXPECT_THAT(Names(), ElementsAre("x"));
 }
 
+TEST_F(FileTest, TheRubbishOfAllWritersGoesAndNothingElse) {
+  const std::vector<std::string> others = {".tmp.1.2", "thesis",    "x.tmp.1",
+                                           "x.tmp.1.", "x.tmp.a.2", "x.tmp.1.2b"};
+  for (const std::string& name : others) {
+    EXPECT_FALSE(IsTemporary(name)) << name;
+    ASSERT_TRUE(WriteFileAtomically(Path(name), "mine").ok());
+  }
+  for (const std::string name : {"x.tmp.1.2", "a.b.tmp.33.44"}) {
+    EXPECT_TRUE(IsTemporary(name)) << name;
+    ASSERT_TRUE(WriteFileAtomically(Path(name), "half").ok());
+  }
+  auto living = AtomicFile::Create(Path("y"));
+  ASSERT_TRUE(living.ok());
+  RemoveAbandoned(folder_);
+  ASSERT_TRUE((*living)->Commit().ok());
+  std::vector<std::string> kept = others;
+  kept.push_back("y");
+  EXPECT_THAT(Names(), ::testing::UnorderedElementsAreArray(kept));
+  RemoveAbandoned(Path("none"));
+}
+
 // 0 when the write failed as it should and the old file is whole.
 int WriteTooMuch(const std::string& path) {
   const absl::Status status = WriteFileAtomically(path, std::string(1 << 20, 'x'));
