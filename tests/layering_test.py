@@ -201,7 +201,8 @@ class TheBuild(unittest.TestCase):
         self.write("engine/engine.h", "")
         os.makedirs(os.path.join(self.root, "tests"))
         shutil.copy(__file__, os.path.join(self.root, "tests", "layering_test.py"))
-        self.run_cmake("-S", self.root, "-B", self.root + "/build", "-G", "Ninja")
+        code, output = self.run_cmake("-S", self.root, "-B", self.root + "/build", "-G", "Ninja")
+        self.assertEqual(code, 0, output)
 
     def write(self, path, text):
         path = os.path.join(self.root, path)
