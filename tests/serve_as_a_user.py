@@ -25,7 +25,7 @@ DEMO = os.path.join(ROOT, "models", "demo.safetensors")
 READY = "skeind is ready on 127.0.0.1:50051"
 TRAINS = "make serve: training the demo model"
 TRAINED = "is ready; serve it with"
-MOST_TRAINING_SECONDS = 300  # under three minutes is the promise; the machine of a test may be slower, or busy
+MOST_TRAINING_SECONDS = 600  # under three minutes is the promise; the machine of a test may be slower, or busy
 INSTALL_AND_BUILD = 40 * 60
 
 
@@ -91,7 +91,7 @@ def check_answers(terminal):
     terminal.check(right >= 2, f"the demo model answered only {right} of {len(facts)} questions")
     played = chat(["/demo"])
     print(played)
-    # The examples ask for four things that they told; their words are in questions and answers alike.
+    # The examples ask for five things that they told; their words are in questions and answers alike.
     answers = [line for line in played.splitlines() if not line.startswith(">")]
     right = sum(any(value in line for line in answers) for value in ("Talor", "Bremen", "Momo", "4821", "green"))
     terminal.check(right >= 4 and "End of the demo." in played, f"/demo got only {right} of 5 answers right")
@@ -107,8 +107,8 @@ def check_second_server(terminal):
 
 
 def write_large_model(path):
-    """Zeros in the shape of the 0.1B model, as a file with holes: half a second of loading, no space on the disk."""
-    layers, width, vocabulary = 12, 768, 65536
+    """Zeros in the shape of the 0.4B model, as a file with holes: seconds of loading, no space on the disk."""
+    layers, width, vocabulary = 24, 1024, 65536
     tensors = {"emb.weight": [vocabulary, width], "head.weight": [vocabulary, width]}
     for name in ("ln_out", "blocks.0.ln0"):
         tensors |= {f"{name}.weight": [width], f"{name}.bias": [width]}
