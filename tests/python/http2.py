@@ -53,6 +53,14 @@ class Connection:
     def open_call(self, stream, path=b"/skein.v1.Info/ListModels", extra=(), end=False):
         self.send(frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, call_headers(path, extra)))
 
+    def agree(self):
+        """Acknowledges the server's settings, once they are there: an earlier acknowledgement is one of nothing."""
+        data = b""
+        while len(data) < 9 or data[3] != SETTINGS:
+            data += self.socket.recv(65536)
+            assert data, "closed before its settings came"
+        self.send(frame(SETTINGS, ACK))
+
     def closed(self, timeout):
         """Whether the other side closes within this time; what it says meanwhile is thrown away."""
         self.socket.settimeout(timeout)

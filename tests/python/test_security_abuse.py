@@ -13,8 +13,8 @@ import warnings
 import grpc
 import pytest
 from client import ENDLESS, Client, Running, details, expect_error
-from http2 import (ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection, address_of, call_headers,
-                   frame, header)
+from http2 import (CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection,
+                   address_of, call_headers, frame, header)
 from test_load import total
 from test_metrics import scrape, series
 from test_security import new_token
@@ -370,7 +370,7 @@ def test_streams_of_one_connection(start, pb):
     serves(daemon, pb)
     before = peak(daemon)
     agreed = Connection(daemon)
-    agreed.send(frame(SETTINGS, ACK))
+    agreed.agree()
     for stream in range(1, 21, 2):
         agreed.open_call(stream, b"/skein.v1.Generation/Generate")
     assert not agreed.closed(0.3)
