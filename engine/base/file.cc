@@ -180,7 +180,7 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
         absl::StrCat("cannot write '", path, "': there is something that is not a regular file"));
   }
   const auto [folder, name] = FolderAndName(path);
-  RemoveUnlocked(folder, [&](absl::string_view behind) { return behind == name; });
+  RemoveUnlocked(folder, [&name = name](absl::string_view behind) { return behind == name; });
   SKEIN_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(path));
   return std::unique_ptr<AtomicFile>(
       new AtomicFile(path, std::move(temporary.first), temporary.second));
