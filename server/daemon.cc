@@ -23,8 +23,8 @@ namespace {
 
 // Calls of one connection that have begun and not ended, those that the client has given up among
 // them: a good client gives up all that it may have at once and begins as many again, and where it
-// may have few at once it does so several times before the server comes to end them. 40 MiB.
-constexpr int64_t kLeastCalls = 2048;
+// may have few at once it does so several times before the server comes to end them. 10 MiB.
+constexpr int64_t kLeastCalls = 512;
 
 // For the last bytes of answers to leave.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
