@@ -79,7 +79,7 @@ test-interop: deps-interop configure  ## tests against the full torch, rwkv, saf
 	@SKEIN_BUILD=$(CURDIR)/$(BUILD) $(INTEROP_PYTHON) -m pytest tests/interop -q -rs \
 	  --junitxml=$(RESULTS)/interop.xml
 
-bench: deps configure  ## decode, prefill, serving, training beside their floors (2 minutes); ALL=1 for more of each
+bench: deps configure  ## decode, prefill, serving, training beside their floors (2 minutes); ALL=1: load, operators, tokenizer too
 	@$(BUILD_ALL) --target $(BENCHES) $(if $(ALL),$(MORE_BENCHES))
 	@bench/run.sh $(BUILD) $(if $(ALL),all)
 

@@ -53,7 +53,9 @@ Timing Measure(double budget, const Body& body) {
 // Keeps a value that a loop computed.
 inline std::atomic<uint64_t> sink{0};
 
-// Sums of what is read, so that it is read; the widest loads that the machine has, fetched ahead.
+// Two ways to read memory in order, with any machine's loads and with the widest, fetched ahead.
+// Both return a sum of it, so that it is read.
+
 inline uint64_t ReadPlain(const char* p, int64_t bytes) {
   typedef uint64_t V2 __attribute__((vector_size(16)));
   V2 sums[8] = {};

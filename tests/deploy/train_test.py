@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""`make train` after the build: what run folder and model a text gets. skein-train is a stub that prints its arguments.
+"""`make train` after the build: what run folder and model a text gets. In place of skein-train stands a script that
+prints its arguments.
 
 Needs Python 3 and bash.
 """
