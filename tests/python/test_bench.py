@@ -34,6 +34,7 @@ def test_a_decode_step_takes_as_long_after_100000_tokens_as_after_100(tmp_path):
     assert figures["decode B1"]["hash"] != figures["decode B4"]["hash"]
     context = figures["context 100 and 100000"]
     assert context["tokens_read"] == 99_999  # the last one of a prompt waits for what comes next
-    # The best of 4,000 steps each, by turns; attention over 100,000 tokens would take hundreds of times as long.
-    assert context["ratio"] < 1.2
+    # The best of 4,000 steps each, by turns. Attention over 100,000 tokens would take hundreds of times as long; a
+    # machine that others use too has been seen to make one side a fifth slower.
+    assert context["ratio"] < 2
     assert "best decode step after 100 tokens" in printed
