@@ -100,7 +100,7 @@ def test_bad_manners_leave_nothing_behind(start, steady_model):
     report = load_json(daemon, "-u", "12", "-n", "60", "--output", "40", "--cancel", "0.3", "--hang-up", "0.3", "--slow",
                        "0.2", "--slow-rate", "200")
     requests = report["requests"]
-    assert requests["ok"] == 60 and requests["ended_by_client"] > 20 and requests["slow_readers"] > 3
+    assert requests["ok"] == 60 and requests["ended_by_client"] > 5 and requests["slow_readers"] > 3
     assert report["ends"].get("cancelled", 0) > 3 and report["codes"]["hung up by this client"] > 3
     # Slow and ended ones are not in the table.
     assert report["latency_seconds"]["request"]["count"] <= 60 - requests["ended_by_client"]
