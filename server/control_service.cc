@@ -4,13 +4,12 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "server/convert_control.h"
 #include "server/load_call.h"
 #include "server/status.h"
 
 namespace skein::server {
 namespace {
-
-constexpr int64_t kLongestDrain = 366 * 24 * 3600;  // seconds
 
 v1::ModelLoad LoadOf(const ServedInstance& instance) {
   const engine::EngineGauges gauges = instance.engine->gauges();
@@ -29,15 +28,6 @@ v1::ModelLoad LoadOf(const ServedInstance& instance) {
   ToProto(instance.engine->RetryDelay(), load.mutable_retry_delay());
   load.set_bytes(instance.bytes());
   return load;
-}
-
-absl::StatusOr<absl::Time> DrainDeadline(const v1::DrainRequest& request) {
-  if (!request.has_timeout()) return absl::InfiniteFuture();
-  const auto& t = request.timeout();
-  if (t.seconds() < 0 || t.seconds() > kLongestDrain || t.nanos() < 0 || t.nanos() > 999'999'999) {
-    return BadField("timeout", "must be a duration from 0 to a year");
-  }
-  return absl::Now() + absl::Seconds(t.seconds()) + absl::Nanoseconds(t.nanos());
 }
 
 }  // namespace
@@ -60,6 +50,7 @@ void ControlService::UnloadModel(Call call, const Bytes& in) {
       std::move(call), in,
       [this](const v1::UnloadModelRequest& request,
              v1::UnloadModelResponse* response) -> absl::Status {
+        SKEIN_RETURN_IF_ERROR(Check(request));
         SKEIN_ASSIGN_OR_RETURN(const ModelManager::Unloaded unloaded,
                                services_.manager->Unload(request.name(), request.force()));
         const engine::EngineGauges gauges = unloaded.instance->engine->gauges();
@@ -97,8 +88,8 @@ void ControlService::Drain(Call call, const Bytes& in) {
   Unary<v1::DrainRequest, v1::DrainResponse>(
       std::move(call), in,
       [this](const v1::DrainRequest& request, v1::DrainResponse* response) -> absl::Status {
-        SKEIN_ASSIGN_OR_RETURN(const absl::Time deadline, DrainDeadline(request));
-        services_.lifecycle->BeginDrain(deadline);
+        SKEIN_ASSIGN_OR_RETURN(const absl::Duration timeout, ToTimeout(request));
+        services_.lifecycle->BeginDrain(absl::Now() + timeout);
         services_.health_changed();
         LogLine(LogLevel::kInfo, "draining").With("by", "Control.Drain");
         for (const auto& instance : services_.models->All()) {

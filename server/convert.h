@@ -86,14 +86,18 @@ class Converter {
 };
 
 inline constexpr size_t kMaxRequestId = 128;
+inline constexpr size_t kMaxConversationId = 256;
 
-// At most 256 bytes, no control characters; `allow_empty` where the server may choose.
+// At most `max_bytes`, no control characters; `allow_empty` where the server may choose.
 void CheckId(absl::string_view id, absl::string_view field, size_t max_bytes, bool allow_empty,
              FieldViolations* violations);
 absl::Status CheckConversationId(absl::string_view id, absl::string_view field, bool allow_empty);
 // 0: infinite, as the engine has it.
 absl::Duration TakeTtl(const google::protobuf::Duration& in, absl::string_view field,
                        FieldViolations* bad);
+
+absl::Status Check(const v1::AttachRequest& in);
+absl::Status Check(const v1::CancelRequest& in);
 
 // Request ids are a tenant's own; the engine knows them under a name that no other tenant's has.
 std::string EngineRequestId(absl::string_view tenant, absl::string_view request_id);

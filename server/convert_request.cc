@@ -10,8 +10,6 @@
 namespace skein::server {
 namespace {
 
-constexpr size_t kMaxConversationId = 256;
-
 void CheckEnums(const v1::GenerateRequest& in, FieldViolations* bad) {
   if (!v1::CommitMode_IsValid(in.commit())) bad->Add("commit", "unknown value");
   if (!v1::OnDisconnect_IsValid(in.on_disconnect())) bad->Add("on_disconnect", "unknown value");
@@ -88,6 +86,15 @@ absl::Status CheckConversationId(absl::string_view id, absl::string_view field, 
   FieldViolations bad;
   CheckId(id, field, kMaxConversationId, allow_empty, &bad);
   return bad.ToStatus();
+}
+
+absl::Status Check(const v1::AttachRequest& in) {
+  if (in.request_id().empty()) return BadField("request_id", "is empty");
+  return in.after_token() < 0 ? BadField("after_token", "is negative") : absl::OkStatus();
+}
+
+absl::Status Check(const v1::CancelRequest& in) {
+  return in.request_id().empty() ? BadField("request_id", "is empty") : absl::OkStatus();
 }
 
 absl::StatusOr<GenerateCommand> Converter::ToEngine(const v1::GenerateRequest& in) const {

@@ -97,8 +97,7 @@ void GenerationService::Score(Call call, const Bytes& in) {
 void GenerationService::Attach(Call call, const Bytes& in) {
   v1::AttachRequest proto;
   absl::Status status = call.Parse(in, &proto);
-  if (status.ok() && proto.request_id().empty()) status = BadField("request_id", "is empty");
-  if (status.ok() && proto.after_token() < 0) status = BadField("after_token", "is negative");
+  if (status.ok()) status = Check(proto);
   if (!status.ok()) return Refuse(call, status, proto.request_id());
   auto stream = std::make_shared<GenerateCall>(call, proto.request_id());
   stream->Hold();
@@ -114,7 +113,7 @@ void GenerationService::Cancel(Call call, const Bytes& in) {
       std::move(call), in,
       [this](const Call& call, const v1::CancelRequest& request,
              v1::CancelResponse* response) -> absl::Status {
-        if (request.request_id().empty()) return BadField("request_id", "is empty");
+        SKEIN_RETURN_IF_ERROR(Check(request));
         const auto record = services_.requests->Find(call.principal().tenant, request.request_id());
         response->set_cancelled(record.ok() && (*record)->Cancel());
         return absl::OkStatus();

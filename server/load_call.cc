@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "engine/base/check.h"
 #include "engine/base/status.h"
+#include "server/convert_control.h"
 
 namespace skein::server {
 
@@ -19,10 +21,7 @@ class LoadCall::Listener final : public LoadListener {
 };
 
 absl::Status LoadCall::Start(const v1::LoadModelRequest& request, ModelManager* manager) {
-  ModelSource source;
-  source.path = request.path();
-  source.name = request.name();
-  source.weights = request.weights();
+  SKEIN_ASSIGN_OR_RETURN(ModelSource source, ToModelSource(request));
   auto self = std::static_pointer_cast<LoadCall>(shared_from_this());
   return manager->Load(std::move(source), request.replace(),
                        std::make_shared<Listener>(std::move(self)));

@@ -18,6 +18,8 @@ namespace skein::server {
 namespace {
 
 constexpr char kMessage[] = "message";
+// Bytes of a value: clients choose ids and paths, and what they send may be as big as a message.
+constexpr size_t kMaxValue = 4096;
 
 std::atomic<bool> json_format{false};
 
@@ -113,7 +115,10 @@ LogLine::~LogLine() {
 }
 
 LogLine& LogLine::With(absl::string_view key, absl::string_view value) {
-  if (enabled_) fields_[std::string(key)] = std::string(value);
+  if (!enabled_) return *this;
+  std::string shown(value.substr(0, kMaxValue));
+  if (value.size() > kMaxValue) absl::StrAppend(&shown, "... (", value.size(), " bytes)");
+  fields_[std::string(key)] = std::move(shown);
   return *this;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 // Structured logs: one line a record on stderr, as text (`message key=value`) or JSON. Thread-safe.
-// Never holds prompts or answers; values from clients are escaped.
+// Never holds prompts or answers; values from clients are escaped, and cut where they are long.
 //
 //   LogLine(LogLevel::kInfo, "ready").With("model", name).With("slots", 64);   // written at the
 //   end of the statement

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "server/convert_control.h"
 #include "server/log.h"
 #include "server/memory_room.h"
 #include "server/model_files.h"
@@ -12,8 +13,6 @@
 
 namespace skein::server {
 namespace {
-
-constexpr size_t kMaxName = 128;
 
 std::string MiB(int64_t bytes) { return absl::StrCat(std::max<int64_t>(bytes, 0) >> 20, " MiB"); }
 
@@ -59,9 +58,7 @@ absl::Status ModelManager::LoadNow(const ModelSource& source,
 }
 
 absl::Status ModelManager::CheckName(const std::string& name, bool replace) const {
-  FieldViolations bad;
-  CheckId(name, "name", kMaxName, /*allow_empty=*/false, &bad);
-  SKEIN_RETURN_IF_ERROR(bad.ToStatus());
+  SKEIN_RETURN_IF_ERROR(CheckModelName(name));
   if (!replace && models_.Find(name) != nullptr) return NameTaken(name);
   return absl::OkStatus();
 }
@@ -71,11 +68,6 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   SKEIN_ASSIGN_OR_RETURN(source.path, FindModelFile(source.path, config->control.model_folders));
   SKEIN_RETURN_IF_ERROR(CheckName(source.Name(), replace));
-  if (source.weights.empty()) source.weights = "auto";
-  if (source.weights != "auto" && source.weights != "bf16" && source.weights != "fp32" &&
-      source.weights != "int8") {
-    return BadField("weights", "must be auto, bf16, fp32 or int8");
-  }
   source.vocabulary = config->model.vocabulary;
   absl::MutexLock lock(&mu_);
   if (loading_) {
@@ -176,7 +168,6 @@ bool ModelManager::loading() const {
 }
 
 absl::StatusOr<ModelManager::Unloaded> ModelManager::Unload(const std::string& name, bool force) {
-  if (name.empty()) return BadField("name", "is empty");
   absl::MutexLock lock(&unload_mu_);
   Unloaded unloaded;
   SKEIN_ASSIGN_OR_RETURN(unloaded.instance, models_.Resolve(name));

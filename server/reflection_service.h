@@ -5,17 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "grpc/reflection/v1/reflection.pb.h"
-#include "grpc/reflection/v1alpha/reflection.pb.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "server/call.h"
 
 namespace skein::server {
-
-// One request answered from the descriptors that this program is built with.
-grpc::reflection::v1::ServerReflectionResponse Reflect(
-    const grpc::reflection::v1::ServerReflectionRequest& request,
-    const std::vector<std::string>& services);
 
 // The two versions of grpc.reflection differ in their names only. One call for any number of
 // requests. `services`, those at this port, outlive the call.

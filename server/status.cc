@@ -130,7 +130,7 @@ absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));
   info.set_domain(kDomain);
-  info.mutable_metadata()->insert(metadata.begin(), metadata.end());
+  for (const auto& [key, value] : metadata) (*info.mutable_metadata())[key] = Shorten(value);
   return Attach(base::WithReason(std::move(status), reason), info);
 }
 

@@ -88,6 +88,29 @@ def test_malformed_messages(shared, pb):
     serves(shared, pb)
 
 
+def test_long_values_are_cut(start, pb):
+    """Ids, names and paths may be as long as a message; what is told and logged of them is not."""
+    daemon = start()
+    client = Client(pb, daemon.channel)
+    long = "x" * (3 * MIB)
+    invalid, not_found = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+    calls = [(not_found, "Attach", lambda: client.gen.Attach(pb.gen.AttachRequest(request_id=long), timeout=60)),
+             (invalid, "Generate", lambda: client.stream("x", request_id=long)),
+             (invalid, "Get", lambda: client.get(long)),
+             (not_found, "Tokenize", lambda: client.gen.Tokenize(pb.gen.TokenizeRequest(model=long), timeout=60)),
+             (not_found, "Score", lambda: client.gen.Score(pb.gen.ScoreRequest(model=long), timeout=60)),
+             (not_found, "LoadModel", lambda: client.control.LoadModel(pb.control.LoadModelRequest(path=long), timeout=60)),
+             (not_found, "UnloadModel",
+              lambda: client.control.UnloadModel(pb.control.UnloadModelRequest(name=long), timeout=60))]
+    for code, method, call in calls:
+        expect_error(code, call)
+        daemon.wait_for_line(f"method=[^ ]*{method} ")
+    expect_error(not_found, lambda: client.stream("x", prompt_state=long))
+    assert client.gen.Cancel(pb.gen.CancelRequest(request_id=long), timeout=60).cancelled is False
+    assert max(len(line) for line in daemon.lines) < 20000
+    serves(daemon, pb)
+
+
 def open_files_limit():
     """As many files as this process may have open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

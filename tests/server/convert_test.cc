@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "server/convert_control.h"
+#include "server/convert_conversations.h"
 #include "server/status.h"
 
 namespace skein::server {
@@ -208,6 +210,201 @@ TEST_F(ConvertTest, TimesKeepTheirSign) {
   const v1::Conversation out = ToProto(info);
   EXPECT_EQ(out.created().seconds(), -2);
   EXPECT_EQ(out.created().nanos(), 500000000);
+}
+
+// What the client of a refused request is told.
+template <typename T>
+std::string Refusal(const absl::StatusOr<T>& command) {
+  EXPECT_TRUE(absl::IsInvalidArgument(command.status())) << command.status();
+  return std::string(command.status().message());
+}
+std::string Refusal(const absl::Status& status) {
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  return std::string(status.message());
+}
+
+const std::string kLongId(257, 'x');
+
+TEST(ConvertConversations, ACopyIsOfAConversationAndAPromptStateOfAModel) {
+  v1::CreateConversationRequest in;
+  in.set_id("new");
+  in.mutable_conversation()->set_conversation_id("old");
+  in.mutable_conversation()->set_version(0);
+  in.mutable_ttl()->set_seconds(2);
+  auto command = ToCommand(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->id, "new");
+  EXPECT_EQ(command->source, "old");
+  EXPECT_EQ(command->version, 0);
+  EXPECT_EQ(command->made.ttl, absl::Seconds(2));
+  EXPECT_EQ(command->prompt_state, "");
+
+  in.Clear();
+  in.set_prompt_state("p");
+  in.set_model("m");
+  in.mutable_ttl();  // zero: never
+  command = ToCommand(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->id, "");
+  EXPECT_EQ(command->source, "");
+  EXPECT_EQ(command->prompt_state, "p");
+  EXPECT_EQ(command->model, "m");
+  EXPECT_EQ(command->made.ttl, absl::InfiniteDuration());
+
+  EXPECT_EQ(ToCommand(v1::CreateConversationRequest())->made.ttl, std::nullopt);
+}
+
+TEST(ConvertConversations, WhatCreateRefusesIsToldAtOnce) {
+  v1::CreateConversationRequest in;
+  in.set_id(kLongId);
+  in.set_model("m");
+  in.mutable_conversation();
+  in.mutable_ttl()->set_nanos(-1);
+  EXPECT_EQ(Refusal(ToCommand(in)),
+            "id: has 257 bytes; at most 256; ttl: must be a duration that is not negative; model: "
+            "needs a prompt_state; conversation.conversation_id: is empty");
+  in.Clear();
+  in.set_prompt_state("");
+  EXPECT_EQ(Refusal(ToCommand(in)), "prompt_state: is empty");
+}
+
+TEST(ConvertConversations, GetHasPagesOfTheHistory) {
+  v1::GetConversationRequest in;
+  in.set_id("c");
+  auto command = ToCommand(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_FALSE(command->history);
+  EXPECT_EQ(command->size, 1000);
+  EXPECT_EQ(command->after, 0);
+  in.set_view(v1::VIEW_HISTORY);
+  in.set_page_size(7);
+  in.set_page_token("12");
+  command = ToCommand(in);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_TRUE(command->history);
+  EXPECT_EQ(command->size, 7);
+  EXPECT_EQ(command->after, 12);
+  in.set_id("a\tb");
+  in.set_view(static_cast<v1::View>(9));
+  in.set_page_size(1001);
+  for (const char* token : {"-1", "x", "9223372036854775808"}) {
+    in.set_page_token(token);
+    EXPECT_EQ(Refusal(ToCommand(in)),
+              "id: has a control character; view: unknown value; page_size: is 1001, must be in "
+              "[1, 1000]; page_token: is not from an answer of Get");
+  }
+}
+
+TEST(ConvertConversations, ListTakesWhatIsSet) {
+  v1::ListConversationsRequest in;
+  auto query = ToCommand(in);
+  ASSERT_TRUE(query.ok()) << query.status();
+  EXPECT_EQ(query->limit, 100);
+  EXPECT_EQ(query->busy, std::nullopt);
+  EXPECT_EQ(query->used_since, absl::InfinitePast());
+  EXPECT_EQ(query->used_before, absl::InfiniteFuture());
+  in.set_id_prefix("a");
+  in.set_page_token("ab");
+  in.set_page_size(3);
+  in.set_busy(false);
+  in.set_has_state(true);
+  in.mutable_used_since()->set_seconds(-62135596800);
+  in.mutable_used_before()->set_seconds(253402300799);
+  in.mutable_used_before()->set_nanos(999999999);
+  query = ToCommand(in);
+  ASSERT_TRUE(query.ok()) << query.status();
+  EXPECT_EQ(query->prefix, "a");
+  EXPECT_EQ(query->after, "ab");
+  EXPECT_EQ(query->limit, 3);
+  EXPECT_EQ(query->busy, false);
+  EXPECT_EQ(query->has_state, true);
+  EXPECT_EQ(absl::ToUnixSeconds(query->used_since), -62135596800);
+  EXPECT_EQ(absl::ToUnixSeconds(query->used_before), 253402300799);
+  in.set_page_size(-1);
+  in.set_id_prefix(kLongId);
+  in.set_page_token("\x7f");
+  in.mutable_used_since()->set_seconds(-62135596801);
+  in.mutable_used_before()->set_nanos(1000000000);
+  EXPECT_EQ(Refusal(ToCommand(in)),
+            "id_prefix: has 257 bytes; at most 256; page_token: has a control character; "
+            "page_size: is -1, must be in [1, 1000]; used_since: is no valid time; used_before: is "
+            "no valid time");
+}
+
+TEST(ConvertConversations, ForkIsWithinItsLimit) {
+  LimitsConfig limits;
+  limits.forks = 2;
+  v1::ForkConversationRequest in;
+  in.set_id("c");
+  auto command = ToCommand(in, limits);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->count, 1);
+  EXPECT_EQ(command->version, std::nullopt);
+  in.set_count(2);
+  in.set_version(4);
+  in.add_new_ids("a");
+  in.add_new_ids("b");
+  command = ToCommand(in, limits);
+  ASSERT_TRUE(command.ok()) << command.status();
+  EXPECT_EQ(command->count, 2);
+  EXPECT_EQ(command->version, 4);
+  EXPECT_THAT(command->new_ids, ElementsAre("a", "b"));
+  in.set_count(3);
+  in.set_new_ids(1, "");
+  EXPECT_EQ(Refusal(ToCommand(in, limits)),
+            "count: is 3, must be in [1, 2] (limits.forks); new_ids: has 2 entries, must have none "
+            "or 3; new_ids[1]: is empty");
+  in.set_count(-1);
+  EXPECT_THAT(Refusal(ToCommand(in, limits)), HasSubstr("count: is -1, must be in [1, 2]"));
+}
+
+TEST(ConvertConversations, WhatNeedsAnId) {
+  EXPECT_EQ(Refusal(Check(v1::DeleteConversationRequest())), "id: is empty");
+  EXPECT_EQ(Refusal(Check(v1::RewindConversationRequest())), "id: is empty");
+  EXPECT_EQ(Refusal(Check(v1::CancelRequest())), "request_id: is empty");
+  EXPECT_EQ(Refusal(Check(v1::UnloadModelRequest())), "name: is empty");
+  v1::AttachRequest attach;
+  EXPECT_EQ(Refusal(Check(attach)), "request_id: is empty");
+  attach.set_request_id("r");
+  EXPECT_TRUE(Check(attach).ok());
+  attach.set_after_token(-1);
+  EXPECT_EQ(Refusal(Check(attach)), "after_token: is negative");
+}
+
+TEST(ConvertControl, AModelToLoad) {
+  v1::LoadModelRequest in;
+  in.set_path("a.safetensors");
+  auto source = ToModelSource(in);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(source->path, "a.safetensors");
+  EXPECT_EQ(source->Name(), "a");
+  EXPECT_EQ(source->weights, "auto");
+  in.set_name("n");
+  for (const char* weights : {"auto", "bf16", "fp32", "int8"}) {
+    in.set_weights(weights);
+    source = ToModelSource(in);
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(source->Name(), "n");
+    EXPECT_EQ(source->weights, weights);
+  }
+  in.set_name(std::string(129, 'n'));
+  in.set_weights("int4");
+  EXPECT_EQ(Refusal(ToModelSource(in)),
+            "name: has 129 bytes; at most 128; weights: must be auto, bf16, fp32 or int8");
+}
+
+TEST(ConvertControl, ADrainHasATimeOrNone) {
+  v1::DrainRequest in;
+  EXPECT_EQ(*ToTimeout(in), absl::InfiniteDuration());
+  in.mutable_timeout();
+  EXPECT_EQ(*ToTimeout(in), absl::ZeroDuration());
+  in.mutable_timeout()->set_seconds(366 * 24 * 3600);
+  in.mutable_timeout()->set_nanos(1);
+  EXPECT_EQ(*ToTimeout(in), absl::Hours(366 * 24) + absl::Nanoseconds(1));
+  in.mutable_timeout()->set_seconds(366 * 24 * 3600 + 1);
+  EXPECT_EQ(Refusal(ToTimeout(in)), "timeout: must be a duration from 0 to a year");
+  in.mutable_timeout()->set_seconds(-1);
+  EXPECT_EQ(Refusal(ToTimeout(in)), "timeout: must be a duration from 0 to a year");
 }
 
 }  // namespace

@@ -116,6 +116,16 @@ TEST(ToGrpc, LongMessagesAreCutAtACodePoint) {
   EXPECT_EQ(status.error_message()[status.error_message().size() - 4], '\xbc');
 }
 
+// A request id or a model's name may be as long as a message.
+TEST(ToGrpc, LongMetadataIsCut) {
+  const std::string name(3 << 20, 'x');
+  const grpc::Status status =
+      ToGrpc(WithErrorInfo(absl::NotFoundError(name), "MODEL_NOT_FOUND", {{"name", name}}),
+             absl::Seconds(1));
+  EXPECT_LT(status.error_message().size() + status.error_details().size(), 8192u);
+  EXPECT_EQ(Find<google::rpc::ErrorInfo>(status)->metadata().at("name").size(), 1027u);
+}
+
 TEST(NotBuilt, NamesTheField) {
   const grpc::Status status = ToGrpc(NotBuilt("constraint"), absl::Seconds(1));
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
