@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 import urllib.request
-import warnings
 
 import grpc
 import pytest
@@ -111,21 +110,30 @@ def test_long_values_are_cut(start, pb):
     serves(daemon, pb)
 
 
-def open_files_limit():
-    """As many files as this process may have open."""
+IDLE = 10000
+
+
+def open_files(wanted):
+    """As many files as this process and one that it starts may have open, raised to `wanted` where that is allowed."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+    if hard == resource.RLIM_INFINITY:
+        hard = 1 << 20
+    try:
+        limit = max(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    except ValueError:  # not everyone may raise the hard one
+        limit = hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    return limit
 
 
 def test_idle_connections(start, pb):
+    # At each end: both have other files open, and skeind keeps 256 for them.
+    limit = open_files(IDLE + 1000)
+    count = min(IDLE, limit - 1000)
+    assert count >= 500, "the limit of open files is too low for this test"
     # Half of them do not even begin, and none answers pings; how fast they come depends on the machine.
     daemon = start({"listen.handshake": "10m", "listen.keepalive": "10m"})
-    # Both ends are limited by the number of open files; source ports of one address go to 28,000.
-    count = min(10000, open_files_limit() - 1000)
-    assert count >= 500, "the limit of open files is too low for this test"
-    if count < 10000:
-        warnings.warn(f"the limit of open files leaves {count} idle connections instead of 10,000", stacklevel=1)
     serves(daemon, pb)
     before = resident(daemon)
     idle = []
@@ -143,6 +151,8 @@ def test_idle_connections(start, pb):
         one.close()
     eventually(lambda: metric(daemon, "skein_connections") <= 2, 60)
     serves(daemon, pb)
+    if count < IDLE:
+        pytest.skip(f"{count} idle connections were borne; {IDLE} want more open files than the limit of {limit}")
 
 
 def test_limit_of_connections(start, pb):
@@ -363,23 +373,24 @@ def test_unfinished_uploads(start, pb):
     # 3.9 MiB of a message of 4 MiB, in frames of 16 KiB.
     size = 4 * MIB - 64
     message = b"\0" + size.to_bytes(4, "big") + bytes(size - 100000)
-    attackers = []
-    deadline = time.monotonic() + 15
-    for _ in range(8):
+    attackers, sent = [], 0
+    for _ in range(32):
+        if len(attackers) >= 8 and sent > 64 * MIB:
+            break
         attacker = Connection(daemon)
-        attacker.socket.settimeout(0.3)
+        attacker.socket.settimeout(2)
         attackers.append(attacker)
         try:
             for stream in range(1, 41, 2):
                 attacker.open_call(stream, b"/skein.v1.Generation/Generate")
                 for at in range(0, len(message), 16384):
                     attacker.send(frame(DATA, 0, stream, message[at:at + 16384]))
-                if time.monotonic() > deadline:
-                    break
+                    sent += 16384
         except OSError:
             pass  # flow control, or thrown out: both are what is wanted
     grown = resident(daemon) - before
-    print(f"grown by {grown / MIB:.0f} MiB")
+    print(f"sent {sent / MIB:.0f} MiB, grown by {grown / MIB:.0f} MiB")
+    assert sent > 64 * MIB, "not more than what may be on its way"
     assert grown < 256 * MIB
     for attacker in attackers:
         attacker.close()
