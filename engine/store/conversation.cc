@@ -4,6 +4,12 @@
 
 namespace skein::engine {
 
+int64_t Conversation::Depth(int64_t version) const {
+  int64_t depth = 0;
+  for (; version != 0; version = versions.at(version).parent) ++depth;
+  return depth;
+}
+
 std::vector<int32_t> Conversation::Tokens(int64_t version, int64_t from) const {
   int64_t end = TokensAt(version);
   std::vector<int32_t> tokens(end - from);

@@ -61,6 +61,8 @@ struct Conversation {
   std::string last_request_id, last_end;
 
   int64_t TokensAt(int64_t version) const { return version == 0 ? 0 : versions.at(version).tokens; }
+  // Versions from the first one to this one; 0 of the empty conversation.
+  int64_t Depth(int64_t version) const;
   // The conversation's tokens [from, end) at a version, from <= end.
   std::vector<int32_t> Tokens(int64_t version, int64_t from) const;
   // The cell of the nearest version, at or before this one, with a snapshot of this model that has

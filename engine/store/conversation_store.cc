@@ -50,29 +50,34 @@ absl::Status ConversationStore::Impl::RoomFor(const std::string& tenant, const Q
 
 absl::Status ConversationStore::Impl::CheckRoom(const std::string& tenant, const Quotas& quotas,
                                                 int64_t conversations, int64_t bytes) const {
-  if (static_cast<int64_t>(conversations_.size()) + conversations > options_.max_conversations) {
+  // A limit that was lowered below what is there refuses new conversations, not those that are.
+  const bool more = conversations > 0;
+  if (more &&
+      static_cast<int64_t>(conversations_.size()) + conversations > options_.max_conversations) {
     return MakeStatus(absl::StatusCode::kResourceExhausted, "CONVERSATION_LIMIT",
                       absl::StrCat("the server keeps at most ", options_.max_conversations,
-                                   " conversations; delete some first"));
+                                   " conversations (conversations.max); delete some first"));
   }
   if (token_bytes_ + bytes > options_.token_budget_bytes) {
     return MakeStatus(
         absl::StatusCode::kResourceExhausted, "CONVERSATION_MEMORY",
-        absl::StrCat("the memory for conversation tokens (", options_.token_budget_bytes,
+        absl::StrCat("the memory for conversation tokens (conversations.token_budget, ",
+                     options_.token_budget_bytes,
                      " bytes) is full; delete some conversations first"));
   }
   const auto it = tenants_.find(tenant);
   const int64_t has = it == tenants_.end() ? 0 : it->second.conversations;
   const int64_t uses = it == tenants_.end() ? 0 : it->second.token_bytes;
-  if (quotas.conversations > 0 && has + conversations > quotas.conversations) {
-    return MakeStatus(
-        absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
-        absl::StrCat("your quota is ", quotas.conversations, " conversations; delete some first"));
+  if (more && quotas.conversations > 0 && has + conversations > quotas.conversations) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
+                      absl::StrCat("your quota is ", quotas.conversations,
+                                   " conversations (quotas.conversations); delete some first"));
   }
   if (quotas.bytes > 0 && uses + bytes > quotas.bytes) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
-                      absl::StrCat("your quota of memory for conversations (", quotas.bytes,
-                                   " bytes) is used by their tokens; delete some first"));
+    return MakeStatus(
+        absl::StatusCode::kResourceExhausted, "TENANT_QUOTA",
+        absl::StrCat("your quota of memory for conversations (quotas.bytes, ", quotas.bytes,
+                     " bytes) is used by their tokens; delete some first"));
   }
   return absl::OkStatus();
 }

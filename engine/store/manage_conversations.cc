@@ -182,8 +182,7 @@ absl::StatusOr<std::vector<ConversationInfo>> ConversationStore::Impl::Fork(
   const Map::iterator it = Find(key, &garbage);
   if (it == conversations_.end()) return Missing(key);
   SKEIN_ASSIGN_OR_RETURN(const int64_t base, Base(*it, version));
-  const int64_t each =
-      kConversationBytes + kVersionBytes * static_cast<int64_t>(it->second.versions.size());
+  const int64_t each = kConversationBytes + kVersionBytes * it->second.Depth(base);
   SKEIN_RETURN_IF_ERROR(RoomFor(tenant, made.quotas, n, n * each));
   Use(&*it);
   if (!it->second.busy) Schedule(&*it);
@@ -209,8 +208,7 @@ absl::StatusOr<std::vector<Lease>> ConversationStore::Impl::AcquireCopies(
   SKEIN_ASSIGN_OR_RETURN(const int64_t base, LeaseBase(request, it));
   static const Conversation kNone;
   const Conversation& source = it == conversations_.end() ? kNone : it->second;
-  const int64_t each =
-      kConversationBytes + kVersionBytes * (static_cast<int64_t>(source.versions.size()) + 1);
+  const int64_t each = kConversationBytes + kVersionBytes * (source.Depth(base) + 1);
   if (n > 0) SKEIN_RETURN_IF_ERROR(RoomFor(tenant, request.quotas, n, n * each));
   Lease lease;
   lease.key = request.key;

@@ -313,5 +313,59 @@ TEST_F(StoreTest, TokensAreBounded) {
   EXPECT_LE(store->gauges().token_bytes, 8000);
 }
 
+TEST_F(StoreTest, LoweredLimitsRefuseWhatIsNewAndNotWhatIsThere) {
+  ConversationStoreOptions options;
+  Make(options);
+  for (const char* id : {"a", "b", "c"}) Turn(id, 10);
+  const auto running = Acquire("b", false);
+  options.max_conversations = 2;
+  store->SetLimits(options);
+  EXPECT_EQ(Turn("a", 20), 2);
+  EXPECT_TRUE(store->Commit(*running, {1}, {2}, nullptr, "stop", "r").ok());
+  EXPECT_EQ(store->Rewind(Key("a"), 1)->head, 1);
+  const auto created = store->Create(Key("d"));
+  EXPECT_EQ(base::Reason(created.status()), "CONVERSATION_LIMIT");
+  EXPECT_THAT(std::string(created.status().message()), ::testing::HasSubstr("conversations.max"));
+  EXPECT_EQ(base::Reason(store->Fork(Key("a"), {}, 1, {}).status()), "CONVERSATION_LIMIT");
+  // The same of a tenant's quota.
+  LeaseRequest wanted{.key = Key("a"), .model = kTag};
+  wanted.quotas.conversations = 1;
+  const auto lease = store->Acquire(wanted);
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  store->Release(*lease, "r", "stop");
+  for (const char* id : {"b", "c"}) ASSERT_TRUE(store->Delete(Key(id)).ok());
+  EXPECT_TRUE(store->Create(Key("d")).ok());
+}
+
+TEST_F(StoreTest, LoweredMemoryLeavesWhatIsThereToReadRewindAndDelete) {
+  ConversationStoreOptions options;
+  Make(options);
+  Turn("long", 10, 1000);
+  Turn("long", 20, 1000);
+  Turn("short", 30);
+  options.token_budget_bytes = 4000;
+  store->SetLimits(options);
+  const auto refused = Acquire("long", false).status();
+  EXPECT_EQ(base::Reason(refused), "CONVERSATION_MEMORY");
+  EXPECT_THAT(std::string(refused.message()), ::testing::HasSubstr("conversations.token_budget"));
+  EXPECT_EQ(store->History(Key("long"))->size(), 2);
+  EXPECT_EQ(Peek("long")->tokens, 2002);
+  EXPECT_EQ(store->Rewind(Key("long"), 1)->tokens, 1001);
+  ASSERT_TRUE(store->Delete(Key("long")).ok());
+  EXPECT_EQ(Turn("short", 40), 2);
+}
+
+// The branches that it leaves out cost it nothing.
+TEST_F(StoreTest, AForkTakesRoomForItsOwnBranch) {
+  ConversationStoreOptions options;
+  Make(options);
+  Turn("c", 10);
+  for (int i = 0; i < 50; ++i) Turn("c", 20, 2, 1);
+  options.token_budget_bytes = store->gauges().token_bytes + 1000;
+  store->SetLimits(options);
+  EXPECT_TRUE(store->Fork(Key("c"), 2, 1, {}).ok());
+  EXPECT_LE(store->gauges().token_bytes, options.token_budget_bytes);
+}
+
 }  // namespace
 }  // namespace skein::engine

@@ -198,7 +198,7 @@ def test_quotas_of_tenants(start, pb, tmp_path):
                  lambda: small.stream("x", conversation=fresh_id(), create_if_missing=True)]:
         error = expect_error(EXHAUSTED, call)
         assert details(error)["ErrorInfo"].reason == "TENANT_QUOTA"
-        assert error.details() == "your quota is 2 conversations; delete some first"
+        assert error.details() == "your quota is 2 conversations (quotas.conversations); delete some first"
     small.generate("y", conversation=first)  # what is there goes on
     for _ in range(3):
         free.conv.Create(pb.conv.CreateConversationRequest())

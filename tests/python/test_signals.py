@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 
 import grpc
 import pytest
-from client import ENDLESS, Client, Running, details, expect_error
+from client import ENDLESS, Client, Running, details, expect_error, fresh_id
 from daemon import SKEIND, environment
 from status_rows import until_refused
-from test_control import until
+from test_control import probe, until
 from test_metrics import scrape, series
 
 RELOADED = "configuration reloaded"
@@ -156,6 +157,64 @@ def test_reload_while_requests_run(start, pb, config):
     assert running.end().finished.usage.completion_tokens == 20000
 
 
+def test_limits_lowered_below_what_is_there(start, pb, config):
+    """New conversations are refused, those that are there go on: read, continued, rewound, deleted."""
+    config.write("")
+    daemon = start()
+    client, c = Client(pb, daemon.channel), pb.conv
+    kept = [fresh_id() for _ in range(4)]
+    for name in kept:
+        client.generate("x" * 400, conversation=name, create_if_missing=True)
+    request_id = fresh_id()
+    running = Running(client.stream("x", conversation=kept[1], max_tokens=ENDLESS, request_id=request_id,
+                                    commit=pb.gen.COMMIT_MODE_KEEP_PARTIAL))
+    config.write("conversations:\n  max: 2\nlimits:\n  prompt_tokens: 50\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    until(lambda: limits(client).max_prompt_tokens == 50)
+    # What ran at the time is committed.
+    assert client.gen.Cancel(pb.gen.CancelRequest(request_id=request_id)).cancelled
+    finished = running.end().finished
+    assert finished.committed and finished.version == 2
+    # Longer than a prompt may be now, and more of them than there may be: the next turn is another request.
+    assert client.generate("y", conversation=kept[0], max_tokens=5).finished.committed
+    assert sum(len(v.input_token_ids) for v in client.history(kept[0]).versions) == 401
+    error = expect_error(grpc.StatusCode.INVALID_ARGUMENT, lambda: client.stream("y" * 51, conversation=kept[0], max_tokens=5))
+    assert details(error)["ErrorInfo"].reason == "PROMPT_TOO_LONG" and "limits.prompt_tokens" in error.details()
+    for call in [lambda: client.conv.Create(c.CreateConversationRequest()),
+                 lambda: client.conv.Fork(c.ForkConversationRequest(id=kept[0], version=1)),
+                 lambda: client.stream("x", conversation=fresh_id(), create_if_missing=True)]:
+        error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, call)
+        assert details(error)["ErrorInfo"].reason == "CONVERSATION_LIMIT"
+        assert error.details() == "the server keeps at most 2 conversations (conversations.max); delete some first"
+    assert client.conv.Rewind(c.RewindConversationRequest(id=kept[0], version=1)).head_version == 1
+    for name in kept[1:]:
+        client.conv.Delete(c.DeleteConversationRequest(id=name))
+    assert client.conv.Fork(c.ForkConversationRequest(id=kept[0], version=1)).conversations[0].head_version == 1
+
+
+def test_memory_for_tokens_lowered_below_what_is_there(start, pb, config):
+    config.write("")
+    daemon = start()
+    client, c, g = Client(pb, daemon.channel), pb.conv, pb.gen
+    for name in "long", "short":
+        client.generate("x" * 2000, conversation=name, create_if_missing=True)
+    client.generate("y" * 2000, conversation="long")
+    config.write("conversations:\n  token_budget: 12KiB\n")
+    assert reload_by("ReloadConfig", daemon, client) == (["conversations.token_budget"], [])
+    for name in "long", "short":
+        error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: client.stream("z", conversation=name))  # noqa: B023
+        assert details(error)["ErrorInfo"].reason == "CONVERSATION_MEMORY"
+        assert error.details() == ("the memory for conversation tokens (conversations.token_budget, 12288 bytes) is full; "
+                                   "delete some conversations first")
+    # It can be read, scored, shortened and deleted; then the other one goes on.
+    assert [len(v.input_token_ids) for v in client.history("long").versions] == [2000, 2000]
+    continuation = g.Continuation(text=g.Text(text="a"))
+    assert list(client.gen.Score(g.ScoreRequest(conversation_id="long", continuations=[continuation])))
+    assert client.conv.Rewind(c.RewindConversationRequest(id="long", version=1)).tokens == 2008
+    client.conv.Delete(c.DeleteConversationRequest(id="long"))
+    assert client.generate("z", conversation="short").finished.version == 2
+
+
 def test_reload_replaces_tokens(start, pb, config):
     def client_with(token):
         digest = hashlib.sha256(token.encode()).hexdigest()
@@ -285,7 +344,13 @@ class Blind:
             command += ["--set", f"{key}={value}"]
         self.process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
         self.channel = grpc.insecure_channel(self.address)
-        grpc.channel_ready_future(self.channel).result(30)
+        until(self._ready)
+
+    def _ready(self):
+        try:
+            return probe(self, "/readyz")[0] == 200
+        except urllib.error.URLError:  # it does not listen yet
+            return False
 
     def end(self):
         """Exit code after SIGTERM."""

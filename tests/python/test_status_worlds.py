@@ -226,19 +226,20 @@ ROWS = [
         Row("quota of waiting tokens", generate(text="123456"), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
             "your quota of waiting prompt tokens is used up (0 wait, at most 5; this request has 6)", user="few-tokens"),
         Row("quota of conversations", generate(conversation="second", create_if_missing=True), C.RESOURCE_EXHAUSTED,
-            "TENANT_QUOTA", "your quota is 1 conversations; delete some first", user="few-conversations"),
+            "TENANT_QUOTA", "your quota is 1 conversations (quotas.conversations); delete some first", user="few-conversations"),
         Row("quota of conversations, Create", create(), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
-            "your quota is 1 conversations; delete some first", user="few-conversations"),
+            "your quota is 1 conversations (quotas.conversations); delete some first", user="few-conversations"),
         Row("quota of memory", create(), C.RESOURCE_EXHAUSTED, "TENANT_QUOTA",
-            "your quota of memory for conversations (600 bytes) is used by their tokens; delete some first", user="little-memory")),
+            "your quota of memory for conversations (quotas.bytes, 600 bytes) is used by their tokens; delete some first",
+            user="little-memory")),
 
     *in_world("full store", Row(
         "conversations.max", create(), C.RESOURCE_EXHAUSTED, "CONVERSATION_LIMIT",
-        "the server keeps at most 1 conversations; delete some first")),
+        "the server keeps at most 1 conversations (conversations.max); delete some first")),
     *in_world("full memory", Row(
         "conversations.token_budget", generate(conversation="another", create_if_missing=True), C.RESOURCE_EXHAUSTED,
         "CONVERSATION_MEMORY",
-        "the memory for conversation tokens (4096 bytes) is full; delete some conversations first")),
+        "the memory for conversation tokens (conversations.token_budget, 4096 bytes) is full; delete some conversations first")),
 
     *in_world(
         "lives",
