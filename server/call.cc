@@ -18,6 +18,9 @@
 namespace skein::server {
 namespace {
 
+// Loading takes seconds to minutes, which no queue can tell.
+constexpr absl::Duration kRetryLoading = absl::Seconds(1);
+
 absl::string_view View(grpc::string_ref text) { return {text.data(), text.size()}; }
 
 // Names in the client's certificate; gRPC has them only when the chain was verified.
@@ -78,9 +81,13 @@ absl::Time Call::deadline() const {
   return absl::FromChrono(deadline);
 }
 
+absl::Duration Call::RetryDelay(const absl::Status& status) const {
+  if (base::Reason(status) == "LOADING") return kRetryLoading;
+  return model_.has_value() ? model_->engine().RetryDelay() : services_->models->RetryDelay();
+}
+
 grpc::Status Call::End(const absl::Status& status, bool refused) {
-  const absl::Duration delay =
-      model_.has_value() ? model_->engine().RetryDelay() : services_->models->RetryDelay();
+  const absl::Duration delay = RetryDelay(status);
   const grpc::Status out = ToGrpc(status, delay);
   services_->metrics->CallHandled(method_.service, method_.name, CodeName(status.code()),
                                   absl::Now() - start_);

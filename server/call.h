@@ -87,6 +87,9 @@ class Call {
   static LogLevel LevelOf(const absl::Status& status);
 
  private:
+  // How long the client should wait before it tries again.
+  absl::Duration RetryDelay(const absl::Status& status) const;
+
   const ServiceContext* services_;
   Method method_;
   grpc::CallbackServerContext* context_;

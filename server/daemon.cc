@@ -55,10 +55,10 @@ Daemon::Daemon(const LoadedConfig& config, Reread reread)
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config, Reread reread,
                                                       std::function<void(double)> progress) {
   std::unique_ptr<Daemon> daemon(new Daemon(config, std::move(reread)));
-  // First, so that probes are answered while the models load.
+  // First, so that probes and clients are answered while the models load.
   SKEIN_RETURN_IF_ERROR(daemon->ListenHttp());
-  SKEIN_RETURN_IF_ERROR(daemon->Load(std::move(progress)));
   SKEIN_RETURN_IF_ERROR(daemon->Listen());
+  SKEIN_RETURN_IF_ERROR(daemon->Load(progress));
   daemon->lifecycle_.Loaded();
   daemon->Maintain();
   return daemon;
@@ -86,13 +86,11 @@ absl::Status Daemon::ListenHttp() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::Load(std::function<void(double)> progress) {
+absl::Status Daemon::Load(const std::function<void(double)>& progress) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
-  SKEIN_RETURN_IF_ERROR(manager_->LoadNow(config->model, progress));
-  for (const ModelSource& source : config->models) {
-    SKEIN_RETURN_IF_ERROR(manager_->LoadNow(source, progress));
-  }
-  return absl::OkStatus();
+  std::vector<ModelSource> sources = {config->model};
+  sources.insert(sources.end(), config->models.begin(), config->models.end());
+  return manager_->LoadNow(sources, progress);
 }
 
 absl::Status Daemon::Listen() {
@@ -109,7 +107,17 @@ absl::Status Daemon::Listen() {
   services_.health_changed = [this] { ShowHealth(); };
   SKEIN_RETURN_IF_ERROR(Configure(config_.Get()->auth, &auth_));
   SKEIN_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(services_));
+  LogLine line(LogLevel::kInfo, "listening");
+  LogPorts(&line);
   return absl::OkStatus();
+}
+
+void Daemon::LogPorts(LogLine* line) const {
+  line->With("grpc", address())
+      .With("metrics",
+            http_ == nullptr ? "none" : absl::StrCat("http://", http_->address(), "/metrics"));
+  const std::string control = grpc_->control_address();
+  if (!control.empty()) line->With("control", control);
 }
 
 void Daemon::LogReady() const {
@@ -124,12 +132,8 @@ void Daemon::LogReady() const {
       .With("device", absl::StrCat(device.name, "/", device.tier))
       .With("threads", device.threads)
       .With("slots", instance->engine->gauges().slots)
-      .With("bytes_per_conversation", base::FormatBytes(model.state_bytes()))
-      .With("grpc", address())
-      .With("metrics",
-            http_ == nullptr ? "none" : absl::StrCat("http://", http_->address(), "/metrics"));
-  const std::string control = grpc_->control_address();
-  if (!control.empty()) line.With("control", control);
+      .With("bytes_per_conversation", base::FormatBytes(model.state_bytes()));
+  LogPorts(&line);
 }
 
 std::string Daemon::device_name() const {
@@ -231,8 +235,9 @@ void Daemon::Shutdown(absl::Time deadline) {
 
 Daemon::~Daemon() {
   http_.reset();
-  manager_.reset();
+  manager_->Stop();
   if (grpc_ != nullptr) grpc_->Shutdown(absl::Now());
+  manager_.reset();
   // Before the services: an event that is still on its way refers to them.
   lifecycle_.BeginStop(absl::InfinitePast());
   DrainInstances(absl::InfinitePast());

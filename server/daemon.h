@@ -18,6 +18,7 @@
 #include "server/http_server.h"
 #include "server/lifecycle.h"
 #include "server/live_config.h"
+#include "server/log.h"
 #include "server/metrics.h"
 #include "server/model_manager.h"
 #include "server/model_registry.h"
@@ -30,8 +31,9 @@ class Daemon {
   // Reads the configuration again; empty: it never changes.
   using Reread = std::function<absl::StatusOr<LoadedConfig>()>;
 
-  // Loads and listens; serves when it returns. Errors are for the operator: they name the file, key
-  // or port. `progress`: of loading, may be empty.
+  // Listens and loads; serves when it returns. Who calls before is told UNAVAILABLE, LOADING.
+  // Errors are for the operator: they name the file, key or port. `progress`: of loading, may be
+  // empty.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const LoadedConfig& config, Reread reread,
                                                        std::function<void(double)> progress);
   // Ends what still runs.
@@ -62,9 +64,10 @@ class Daemon {
 
  private:
   Daemon(const LoadedConfig& config, Reread reread);
-  absl::Status Load(std::function<void(double)> progress);
+  absl::Status Load(const std::function<void(double)>& progress);
   absl::Status ListenHttp();
   absl::Status Listen();
+  void LogPorts(LogLine* line) const;
   void ShowHealth();
   absl::StatusOr<ReloadPlan> TryReload() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reload_mu_);
   void DrainInstances(absl::Time deadline);

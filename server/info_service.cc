@@ -54,6 +54,7 @@ void InfoService::ListModels(Call call, const Bytes& in) {
   Unary<v1::ListModelsRequest, v1::ListModelsResponse>(
       std::move(call), in,
       [this](const v1::ListModelsRequest&, v1::ListModelsResponse* response) -> absl::Status {
+        SKEIN_RETURN_IF_ERROR(services_.models->CheckList());
         const std::string first = services_.models->default_name();
         for (const auto& [name, instance] : services_.models->Named()) {
           v1::Model* model = response->add_models();

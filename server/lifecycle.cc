@@ -26,13 +26,14 @@ const char* Lifecycle::Name(State state) {
 
 void Lifecycle::Loaded() {
   absl::MutexLock lock(&mu_);
-  if (wanted_ == kLoading) wanted_ = kReady;
+  loaded_ = true;
 }
 
 Lifecycle::State Lifecycle::state() const {
   {
     absl::MutexLock lock(&mu_);
     if (wanted_ != kReady) return wanted_;
+    if (!loaded_) return kLoading;
   }
   if (models_.Find("") == nullptr) return kNoModel;
   for (const auto& instance : models_.All()) {

@@ -42,7 +42,8 @@ class Lifecycle {
 
   ModelRegistry& models_;
   mutable absl::Mutex mu_;
-  State wanted_ ABSL_GUARDED_BY(mu_) = kLoading;  // kReady, kLoading, kDraining or kStopping
+  bool loaded_ ABSL_GUARDED_BY(mu_) = false;
+  State wanted_ ABSL_GUARDED_BY(mu_) = kReady;  // or kDraining or kStopping
   absl::Time deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 };
 

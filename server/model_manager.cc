@@ -44,15 +44,50 @@ ModelManager::~ModelManager() {
   if (thread.joinable()) thread.join();
 }
 
-absl::Status ModelManager::LoadNow(const ModelSource& source,
-                                   std::function<void(double)> progress) {
+bool ModelManager::BeginLoad(std::vector<std::string> names) {
+  if (loading_) return false;
+  loading_ = true;
+  models_.SetLoading(std::move(names));
+  return true;
+}
+
+void ModelManager::EndLoad() {
+  absl::MutexLock lock(&mu_);
+  models_.SetLoading({});
+  loading_ = false;
+}
+
+absl::Status ModelManager::LoadNow(const std::vector<ModelSource>& sources,
+                                   const std::function<void(double)>& progress) {
+  std::vector<std::string> names;
+  for (const ModelSource& source : sources) {
+    if (std::find(names.begin(), names.end(), source.Name()) != names.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("models: two models have the name '", source.Name(), "'"));
+    }
+    names.push_back(source.Name());
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    SKEIN_CHECK(BeginLoad(std::move(names)));
+  }
+  absl::Status status = LoadAll(sources, progress);
+  EndLoad();
+  return status;
+}
+
+absl::Status ModelManager::LoadAll(const std::vector<ModelSource>& sources,
+                                   const std::function<void(double)>& progress) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
-  SKEIN_ASSIGN_OR_RETURN(
-      std::unique_ptr<ServedInstance> instance,
-      LoadInstance(source, {*config, conversations_, metrics_}, std::move(progress), nullptr));
-  if (!lifecycle_.Serve(&instance, /*replace=*/false)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("models: two models have the name '", instance->name(), "'"));
+  std::vector<std::unique_ptr<ServedInstance>> loaded;
+  for (const ModelSource& source : sources) {
+    SKEIN_ASSIGN_OR_RETURN(
+        std::unique_ptr<ServedInstance> instance,
+        LoadInstance(source, {*config, conversations_, metrics_}, progress, nullptr));
+    loaded.push_back(std::move(instance));
+  }
+  for (std::unique_ptr<ServedInstance>& instance : loaded) {
+    SKEIN_RETURN_IF_ERROR(GoLive(std::move(instance), /*replace=*/false));
   }
   return absl::OkStatus();
 }
@@ -70,13 +105,12 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
   SKEIN_RETURN_IF_ERROR(CheckName(source.Name(), replace));
   source.vocabulary = config->model.vocabulary;
   absl::MutexLock lock(&mu_);
-  if (loading_) {
+  if (stopping_) return Stopping();
+  if (!BeginLoad({source.Name()})) {
     return base::MakeStatus(absl::StatusCode::kAborted, "LOAD_IN_PROGRESS",
                             "another model is being loaded; one at a time");
   }
-  if (stopping_) return Stopping();
-  if (thread_.joinable()) thread_.join();  // it has ended: loading_ is false
-  loading_ = true;
+  if (thread_.joinable()) thread_.join();  // it has ended
   thread_ = std::thread(
       [this, source = std::move(source), replace, listener = std::move(listener)]() mutable {
         LogLine(LogLevel::kInfo, "loading").With("path", source.path).With("model", source.Name());
@@ -85,10 +119,7 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
                      model.ok() ? "the model is live" : "the model was not loaded");
         line.With("path", source.path).With("model", source.Name());
         if (!model.ok()) line.With("error", std::string(model.status().message()));
-        {
-          absl::MutexLock lock(&mu_);
-          loading_ = false;
-        }
+        EndLoad();
         listener->OnLoaded(model);
         listener.reset();
       });

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
@@ -50,8 +51,10 @@ class ModelManager {
   // A load that is under way ends soon and its model does not go live; no other one begins.
   void Stop();
 
-  // At start, on the caller's thread: from anywhere, without asking for room first.
-  absl::Status LoadNow(const ModelSource& source, std::function<void(double)> progress);
+  // At start, on the caller's thread: from anywhere, without asking for room first. None goes live
+  // before all are loaded, so that a signal meanwhile has nobody to wait for.
+  absl::Status LoadNow(const std::vector<ModelSource>& sources,
+                       const std::function<void(double)>& progress);
 
   // Refuses at once (ABORTED: another load runs; ALREADY_EXISTS; NOT_FOUND; INVALID_ARGUMENT), or
   // tells the listener how it goes.
@@ -66,6 +69,11 @@ class ModelManager {
   absl::StatusOr<Unloaded> Unload(const std::string& name, bool force);
 
  private:
+  // False: one is under way. Else from now on clients hear that these are being loaded.
+  bool BeginLoad(std::vector<std::string> names) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndLoad();
+  absl::Status LoadAll(const std::vector<ModelSource>& sources,
+                       const std::function<void(double)>& progress);
   absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
                                      LoadListener* listener);
   absl::Status GoLive(std::unique_ptr<ServedInstance> instance, bool replace);

@@ -4,9 +4,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
 #include "server/instance_registry.h"
 #include "server/live_config.h"
 #include "server/served_instance.h"
@@ -15,14 +18,25 @@ namespace skein::server {
 
 class ModelRegistry : public InstanceRegistry<ServedInstance> {
  public:
-  // NOT_FOUND tells what is served; UNAVAILABLE when the default is asked for and nothing is.
+  // UNAVAILABLE while it is being loaded, or when the default is asked for and nothing is served;
+  // NOT_FOUND tells what is.
   absl::StatusOr<Ref> Resolve(absl::string_view name) const;
+  // Names of the models that are being loaded, until the next call.
+  void SetLoading(std::vector<std::string> names);
+  // UNAVAILABLE when none is served as yet and some are being loaded: to list them makes no sense.
+  absl::Status CheckList() const;
   // Those that are served and those that only finish what they have begun.
   std::vector<Ref> All() const;
   // QUEUE_FULL when no model could take another request: told before a request is even parsed.
   absl::Status CheckRoom() const;
   // How long a client that was refused should wait: by the default model's queue.
   absl::Duration RetryDelay() const;
+
+ private:
+  bool IsLoading(absl::string_view name) const;
+
+  mutable absl::Mutex loading_mu_;
+  std::vector<std::string> loading_ ABSL_GUARDED_BY(loading_mu_);
 };
 
 // A model in use by one request, and the configuration as it was when the request came. Keeps both

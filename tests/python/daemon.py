@@ -39,9 +39,10 @@ def killed_after(process, seconds):
 
 
 class Daemon:
-    """A running skeind. `settings` become --set key=value; `listen` None: as its config file says."""
+    """A running skeind. `settings` become --set key=value; `listen` None: as its config file says. `until`: "ready", or
+    "listening" for one that still loads."""
 
-    def __init__(self, model, cwd, settings=None, listen="127.0.0.1:0", env=None):
+    def __init__(self, model, cwd, settings=None, listen="127.0.0.1:0", env=None, until="ready"):
         merged = {"listen.metrics": "127.0.0.1:0", "cpu.threads": 1, "limits.max_tokens": 10**9, **(settings or {})}
         if listen is not None:
             merged["listen.address"] = listen
@@ -54,9 +55,9 @@ class Daemon:
         self._new_line = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        ready = self.wait_for_line(r' ready |"message":"ready"', timeout=60)  # text or JSON
-        self.address = re.search(r'\bgrpc[=":]+([^\s"]+)', ready).group(1)
-        self.metrics = re.search(r'\bmetrics[=":]+([^\s"]+)', ready).group(1)
+        line = self.wait_for_line(f' {until} |"message":"{until}"', timeout=60)  # text or JSON
+        self.address = re.search(r'\bgrpc[=":]+([^\s"]+)', line).group(1)
+        self.metrics = re.search(r'\bmetrics[=":]+([^\s"]+)', line).group(1)
         self.channel = grpc.insecure_channel(self.address)
 
     def _read(self):
