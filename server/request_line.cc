@@ -11,6 +11,12 @@ std::string EndName(v1::FinishReason reason) {
   return v1::FinishReason_Name(reason).substr(sizeof("FINISH_REASON"));
 }
 
+// How far it came.
+const char* PhaseOf(const RecordSummary& summary) {
+  if (summary.completion_tokens > 0) return "decode";
+  return summary.started ? "prefill" : "waiting";
+}
+
 double Seconds(const google::protobuf::Duration& d) {
   return static_cast<double>(d.seconds()) + d.nanos() * 1e-9;
 }
@@ -22,6 +28,7 @@ void Describe(const RequestRecord& record, LogLine* line) {
   const RecordSummary summary = record.summary();
   line->With("model", spec.model);
   if (!spec.conversation_id.empty()) line->With("conversation", spec.conversation_id);
+  line->With("phase", PhaseOf(summary));
   if (!summary.finished.has_value()) {
     line->With("tokens", summary.completion_tokens);
     return;

@@ -460,7 +460,7 @@ RecordSummary RequestRecord::summary() const {
     out.completion_tokens += s->tokens.end();
     if (!out.finished.has_value()) out.finished = s->finished;
   }
-  if (sequences_[0]->started.has_value()) out.started = *sequences_[0]->started;
+  out.started = sequences_[0]->started.has_value();
   return out;
 }
 

@@ -75,7 +75,7 @@ struct RecordSummary {
   bool ended = false;
   absl::Status status;                   // what the stream ends with
   std::optional<v1::Finished> finished;  // of the first sequence that has one
-  v1::Started started;
+  bool started = false;                  // it had a slot
   int64_t completion_tokens = 0;  // of all sequences
 };
 
