@@ -88,9 +88,9 @@ class Daemon:
     def log(self):
         return "\n".join(line for line in self.lines if line is not None)
 
-    def new_channel(self):
+    def new_channel(self, options=()):
         """A connection of its own, not shared with other channels of this process."""
-        return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1), *options])
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
