@@ -42,6 +42,7 @@ LIBRARIES = (
      ("kernels/torch/", "kernels/torch_ops.h", "kernels/train/", "trainer/")),
     ("CUDA", ("cuda", "cublas", "cooperative_groups", "nccl", "cub/", "thrust/"), ("kernels/cuda/",)),
     ("prometheus-cpp", ("prometheus/",), ("server/",)),
+    ("MPI", ("mpi.h",), ("trainer/data_parallel_mpi.cc",)),
     ("RocksDB and Redis", ("rocksdb/", "hiredis/"), ("engine/store/",)),
 )
 

@@ -46,7 +46,9 @@ void DescribeData(DataConfig* d, base::YamlSchema* s) {
 
 void DescribeTrain(TrainConfig* t, base::YamlSchema* s) {
   s->Add("train.context", &t->context, Range<int64_t>(1, 1 << 20), "tokens of a training sequence");
-  s->Add("train.batch", &t->batch, Range<int64_t>(1, 1 << 20), "sequences of a forward pass");
+  s->Add("train.batch", &t->batch, Range<int64_t>(1, 1 << 20),
+         "sequences of a forward pass, of all processes together (mpirun): a multiple of their "
+         "number");
   s->Add("train.accumulate", &t->accumulate, Range<int64_t>(1, 1 << 16),
          "forward passes of an optimizer step");
   s->Add("train.steps", &t->steps, Range<int64_t>(0, int64_t{1} << 40), "optimizer steps");
@@ -64,7 +66,8 @@ void DescribeTrain(TrainConfig* t, base::YamlSchema* s) {
   s->AddChoice(
       "train.compute", &t->compute, {"auto", "bf16", "fp32"},
       "type of matrix products' inputs; auto: bf16 where the processor has it and it is faster");
-  s->Add("train.threads", &t->threads, Range<int64_t>(0, 1024), "0: all that the process may use");
+  s->Add("train.threads", &t->threads, Range<int64_t>(0, 1024),
+         "of each process; 0: its share of all that may be used");
 }
 
 void DescribeOutputs(Config* c, base::YamlSchema* s) {

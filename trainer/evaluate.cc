@@ -2,6 +2,7 @@
 
 #include <c10/core/GradMode.h>
 
+#include <array>
 #include <cmath>
 
 #include "kernels/torch_ops.h"
@@ -47,11 +48,12 @@ std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch,
 }
 
 Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
-                    const std::vector<Batch>& batches) {
+                    const std::vector<Batch>& batches, DataParallel* processes) {
   c10::AutoGradMode off(false);
-  double weighted = 0, weight = 0, plain = 0, bytes = 0;
-  Evaluation result;
-  for (const Batch& batch : batches) {
+  std::array<double, 5> sums{};
+  auto& [weighted, weight, plain, bytes, tokens] = sums;
+  for (size_t i = processes->rank(); i < batches.size(); i += processes->size()) {
+    const Batch& batch = batches[i];
     if (batch.used == 0) continue;
     const at::Tensor hidden = HiddenRows(model, batch, {});
     const double sum = CrossEntropySum(model, hidden, batch, Weights(batch));
@@ -59,8 +61,11 @@ Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
     weight += batch.weight_sum;
     plain += batch.weights.defined() ? CrossEntropySum(model, hidden, batch, std::nullopt) : sum;
     bytes += LabelBytes(tokenizer, batch);
-    result.tokens += batch.used;
+    tokens += static_cast<double>(batch.used);
   }
+  processes->Sum(absl::MakeSpan(sums));
+  Evaluation result;
+  result.tokens = static_cast<int64_t>(tokens);
   if (weight > 0) result.loss = weighted / weight;
   if (bytes > 0) result.bits_per_byte = plain / std::log(2.0) / bytes;
   return result;

@@ -7,6 +7,7 @@
 
 #include "engine/tokenizer.h"
 #include "trainer/batches.h"
+#include "trainer/data_parallel.h"
 #include "trainer/models/rwkv7.h"
 
 namespace skein::trainer {
@@ -17,8 +18,9 @@ struct Evaluation {
   int64_t tokens = 0;
 };
 
+// The processes share the batches among them; all get the whole result.
 Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
-                    const std::vector<Batch>& batches);
+                    const std::vector<Batch>& batches, DataParallel* processes);
 
 struct LossDenominators {
   double weights = 1, rows = 1;  // of all batches of an optimizer step

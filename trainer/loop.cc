@@ -1,5 +1,6 @@
 #include "trainer/loop.h"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -34,12 +35,20 @@ absl::Status CheckOutput(const RunConfig& run, const RunFolder& folder) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const Config& config,
-                                                                 const std::string& printed) {
-  SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<RunFolder> folder, RunFolder::Open(config.run));
-  SKEIN_RETURN_IF_ERROR(CheckOutput(config.run, *folder));
-  std::unique_ptr<TrainingRun> run(new TrainingRun(config, std::move(folder)));
+                                                                 const std::string& printed,
+                                                                 DataParallel* processes) {
+  std::unique_ptr<TrainingRun> run(new TrainingRun(config, processes));
   SKEIN_RETURN_IF_ERROR(run->Prepare(printed));
   return run;
+}
+
+absl::Status TrainingRun::OpenFolder(const std::string& printed_config) {
+  if (!processes_->lead()) return absl::OkStatus();
+  SKEIN_ASSIGN_OR_RETURN(folder_, RunFolder::Open(config_.run));
+  SKEIN_RETURN_IF_ERROR(CheckOutput(config_.run, *folder_));
+  result_ = config_.run.output.empty() ? folder_->File("last.safetensors") : config_.run.output;
+  resumed_ = folder_->has_state();
+  return resumed_ ? CheckResumable(printed_config) : absl::OkStatus();
 }
 
 absl::Status TrainingRun::CheckResumable(const std::string& printed_config) {
@@ -55,30 +64,70 @@ absl::Status TrainingRun::CheckResumable(const std::string& printed_config) {
 }
 
 absl::Status TrainingRun::Prepare(const std::string& printed_config) {
-  if (folder_->has_state()) SKEIN_RETURN_IF_ERROR(CheckResumable(printed_config));
-  const int threads = SetUpThreads(config_.train.threads);
+  if (!processes_->Same(base::Hash64(printed_config.data(), printed_config.size()))) {
+    return processes_->SaidByLead(
+        absl::InvalidArgumentError("the processes were given different configs"));
+  }
+  SKEIN_RETURN_IF_ERROR(processes_->Agree(OpenFolder(printed_config)));
+  ShareProgress();
+  const int threads =
+      SetUpThreads(config_.train.threads > 0 ? config_.train.threads : processes_->threads());
   std::unique_ptr<engine::Checkpoint> init;
-  if (!config_.model.init_from.empty()) {
-    SKEIN_ASSIGN_OR_RETURN(init, engine::Checkpoint::Open(config_.model.init_from));
-  }
-  SKEIN_ASSIGN_OR_RETURN(task_, MakeTask(config_, init.get()));
-  engine::ModelConfig sizes = Rwkv7::Sizes(config_.model, task_.V);
-  if (init != nullptr) {
-    SKEIN_ASSIGN_OR_RETURN(sizes, init->Config());
-    if (task_.tokenizer->vocab_size() > sizes.V) {
-      return absl::InvalidArgumentError(absl::StrCat(config_.model.init_from, ": has ", sizes.V,
-                                                     " vocabulary rows, the tokenizer needs ",
-                                                     task_.tokenizer->vocab_size()));
-    }
-  }
-  ComputeChoice compute =
-      ChooseCompute(config_.train.compute, config_.train.batch * config_.train.context, sizes.C);
-  if (folder_->has_state())
-    compute = {progress_.compute_bf16,
-               progress_.compute_bf16 ? "bf16 (as before)" : "fp32 (as before)"};
-  model_ = std::make_unique<Rwkv7>(sizes, compute.bf16);
+  const absl::StatusOr<engine::ModelConfig> sizes = ReadInputs(&init);
+  SKEIN_RETURN_IF_ERROR(processes_->Agree(sizes.status()));
+  const ComputeChoice compute = Compute(sizes->C);
+  progress_.compute_bf16 = compute.bf16;
+  progress_.config = printed_config;
+  schedule_ = {config_.train.lr, config_.train.lr_final, config_.train.warmup, config_.train.steps};
+  model_ = std::make_unique<Rwkv7>(*sizes, compute.bf16);
   optimizer_ = std::make_unique<Optimizer>(&model_->parameters(), config_.train);
-  if (folder_->has_state()) {
+  gradients_ = std::make_unique<GradientBuckets>(&model_->parameters(), processes_);
+  SKEIN_RETURN_IF_ERROR(processes_->Agree(LoadWeights(init.get())));
+  ShareWeights();
+  Introduce(compute.reason, threads);
+  reporter_ = std::make_unique<Reporter>(config_.log, folder_.get(), progress_.step);
+  return absl::OkStatus();
+}
+
+// What the lead has read of a state that is gone on with.
+void TrainingRun::ShareProgress() {
+  const auto share = [&](auto* value) { processes_->FromLead(value, sizeof(*value)); };
+  share(&resumed_);
+  share(&progress_.step);
+  share(&progress_.tokens_seen);
+  share(&progress_.best_loss);
+  share(&progress_.best_step);
+  share(&progress_.compute_bf16);
+}
+
+// The data, and the sizes of the model. `init`: the checkpoint to continue from, if any.
+absl::StatusOr<engine::ModelConfig> TrainingRun::ReadInputs(
+    std::unique_ptr<engine::Checkpoint>* init) {
+  if (!config_.model.init_from.empty()) {
+    SKEIN_ASSIGN_OR_RETURN(*init, engine::Checkpoint::Open(config_.model.init_from));
+  }
+  SKEIN_ASSIGN_OR_RETURN(task_, MakeTask(config_, init->get()));
+  if (*init == nullptr) return Rwkv7::Sizes(config_.model, task_.V);
+  SKEIN_ASSIGN_OR_RETURN(const engine::ModelConfig sizes, (*init)->Config());
+  if (task_.tokenizer->vocab_size() <= sizes.V) return sizes;
+  return absl::InvalidArgumentError(absl::StrCat(config_.model.init_from, ": has ", sizes.V,
+                                                 " vocabulary rows, the tokenizer needs ",
+                                                 task_.tokenizer->vocab_size()));
+}
+
+ComputeChoice TrainingRun::Compute(int64_t C) const {
+  if (resumed_)
+    return {progress_.compute_bf16,
+            progress_.compute_bf16 ? "bf16 (as before)" : "fp32 (as before)"};
+  const ComputeChoice own = ChooseCompute(config_.train.compute, Rows() * config_.train.context, C);
+  if (own.bf16 && processes_->Any(!own.bf16))
+    return {false, "fp32 (auto: not all processes are faster with bf16)"};
+  return own;
+}
+
+absl::Status TrainingRun::LoadWeights(const engine::Checkpoint* init) {
+  if (!processes_->lead()) return absl::OkStatus();
+  if (resumed_) {
     SKEIN_RETURN_IF_ERROR(
         LoadTrainingState(folder_->StateFile(), &model_->parameters(), optimizer_.get()));
   } else if (init != nullptr) {
@@ -86,82 +135,90 @@ absl::Status TrainingRun::Prepare(const std::string& printed_config) {
   } else {
     model_->Initialize(static_cast<uint64_t>(config_.train.seed));
   }
-  progress_.compute_bf16 = compute.bf16;
-  progress_.config = printed_config;
-  schedule_ = {config_.train.lr, config_.train.lr_final, config_.train.warmup, config_.train.steps};
-  result_ = config_.run.output.empty() ? folder_->File("last.safetensors") : config_.run.output;
-  SKEIN_RETURN_IF_ERROR(base::WriteFileAtomically(folder_->File("config.yaml"), printed_config));
-  Introduce(compute.reason, threads);
-  reporter_ = std::make_unique<Reporter>(config_.log, folder_.get(), progress_.step);
-  return absl::OkStatus();
+  return base::WriteFileAtomically(folder_->File("config.yaml"), progress_.config);
+}
+
+void TrainingRun::ShareWeights() {
+  int64_t updates = optimizer_->updates();
+  processes_->FromLead(&updates, sizeof(updates));
+  optimizer_->set_updates(updates);
+  for (const at::Tensor& flat : {model_->parameters().master(), optimizer_->m(), optimizer_->v()})
+    processes_->FromLead(flat.mutable_data_ptr(), flat.nbytes());
 }
 
 void TrainingRun::Introduce(const std::string& compute, int threads) const {
+  if (!processes_->lead()) return;
+  const std::string processes =
+      processes_->size() > 1 ? absl::StrCat(processes_->size(), " processes of ") : "";
   std::printf("model:   %s\n", model_->sizes().ToString().c_str());
   std::printf("data:    %s\n", task_.description.c_str());
-  std::printf("compute: %s, %d threads\n", compute.c_str(), threads);
+  std::printf("compute: %s, %s%d threads\n", compute.c_str(), processes.c_str(), threads);
   std::printf(
       "run:     %s, %lld steps of %lld x %lld tokens%s\n", folder_->path().c_str(),
       static_cast<long long>(config_.train.steps),
       static_cast<long long>(config_.train.batch * config_.train.accumulate),
       static_cast<long long>(config_.train.context),
       progress_.step > 0 ? absl::StrCat(", going on after step ", progress_.step).c_str() : "");
-  if (folder_->existed() && !folder_->has_state())
+  if (folder_->existed() && !resumed_)
     std::printf("         nothing was saved yet: starting from step 0\n");
   std::fflush(stdout);
 }
 
 absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
-  if (config_.save.initial && progress_.step == 0) {
-    SKEIN_RETURN_IF_ERROR(SaveCheckpoint(folder_->File("initial.safetensors")));
-  }
+  SKEIN_RETURN_IF_ERROR(processes_->Agree(SaveInitial()));
   // The state of the last step is written after the last validation.
-  const bool finished = folder_->has_state() && progress_.step == config_.train.steps;
+  const bool finished = resumed_ && progress_.step == config_.train.steps;
   while (progress_.step < config_.train.steps) {
-    if (stop) {
-      reporter_->Finish();
-      SKEIN_RETURN_IF_ERROR(SaveState());
-      return absl::CancelledError(absl::StrCat("stopped after step ", progress_.step, "; ",
-                                               folder_->StateFile(),
-                                               " is written. Go on with --set run.resume=always"));
-    }
+    if (processes_->Any(stop)) return SaveStopped();
     Step();
     if (progress_.step == config_.train.steps) break;
     if (config_.evaluate.every > 0 && progress_.step % config_.evaluate.every == 0)
       MaybeValidate(false);
-    if (config_.save.every > 0 && progress_.step % config_.save.every == 0) SaveDuringTraining();
+    if (config_.save.every > 0 && progress_.step % config_.save.every == 0) {
+      SKEIN_RETURN_IF_ERROR(CheckAlike());
+      SaveDuringTraining();
+    }
   }
   reporter_->Finish();
   if (!finished) MaybeValidate(true);
-  return SaveAtTheEnd();
+  SKEIN_RETURN_IF_ERROR(CheckAlike());
+  return processes_->Agree(SaveAtTheEnd());
 }
 
 // Forward and backward of all micro-batches. Why there is no gradient to step by; empty: there is.
 std::string TrainingRun::AccumulateGradient(StepLine* line) {
-  const int64_t B = config_.train.batch, parts = config_.train.accumulate;
+  const int64_t parts = config_.train.accumulate;
+  const auto first_sample = [&](int64_t part) {
+    return (progress_.step * parts + part) * config_.train.batch + processes_->rank() * Rows();
+  };
   std::vector<Batch> batches;
-  LossDenominators denominators{0, 0};
+  std::array<double, 2> counted{};  // of all processes
+  auto& [weights, labels] = counted;
   for (int64_t i = 0; i < parts; ++i) {
-    batches.push_back(task_.source->Get((progress_.step * parts + i) * B, B));
-    denominators.weights += batches.back().weight_sum;
-    denominators.rows += static_cast<double>(batches.back().used);
+    batches.push_back(task_.source->Get(first_sample(i), Rows()));
+    weights += batches.back().weight_sum;
+    labels += static_cast<double>(batches.back().used);
   }
-  if (denominators.rows == 0) return "none of its labels counts";
+  processes_->Sum(absl::MakeSpan(counted));
+  if (labels == 0) return "none of its labels counts";
   double sum = 0;
   for (int64_t i = 0; i < parts; ++i) {
     ForwardOptions options;
     options.dropout = config_.model.dropout;
-    options.dropout_seed = Mix64(Mix64(static_cast<uint64_t>(config_.train.seed), kDropoutStream),
-                                 static_cast<uint64_t>(progress_.step * parts + i));
-    auto [loss, part] = BatchLoss(*model_, batches[static_cast<size_t>(i)], options,
-                                  config_.train.l2wrap, denominators);
-    sum += part;
-    if (!std::isfinite(part) || !std::isfinite(loss.item<double>())) break;
+    options.dropout_seed = Mix64(static_cast<uint64_t>(config_.train.seed), kDropoutStream);
+    options.first_sample = first_sample(i);
+    const auto [loss, part] = BatchLoss(*model_, batches[static_cast<size_t>(i)], options,
+                                        config_.train.l2wrap, {weights, labels});
+    const double value = loss.item<double>();
+    sum += std::isfinite(value) ? part : value;
+    if (!std::isfinite(sum)) break;
+    if (i + 1 == parts) gradients_->Begin();
     loss.backward();
   }
-  line->loss = sum / denominators.weights;
+  gradients_->Finish();
+  line->loss = processes_->Sum(sum) / weights;
   if (!std::isfinite(line->loss)) return absl::StrFormat("the loss is not finite (%g)", line->loss);
-  line->norm = optimizer_->GradientNorm();
+  line->norm = processes_->FromLead(optimizer_->GradientNorm());
   if (std::isfinite(line->norm)) return "";
   return absl::StrFormat("the gradient is not finite (norm %g, loss %g)", line->norm, line->loss);
 }
@@ -192,31 +249,35 @@ void TrainingRun::Step() {
 }
 
 void TrainingRun::MaybeValidate(bool last) {
-  const std::vector<Batch> batches = task_.Validation(config_, last);
+  const std::vector<Batch> batches = task_.Validation(config_, last, Rows());
   if (batches.empty()) return;
-  const Evaluation evaluation = Evaluate(*model_, *task_.tokenizer, batches);
+  const Evaluation evaluation = Evaluate(*model_, *task_.tokenizer, batches, processes_);
   ValidationReport report;
   report.step = progress_.step;
   report.loss = evaluation.loss;
   report.bits_per_byte = evaluation.bits_per_byte;
   report.best = progress_.best_loss == 0 || report.loss < progress_.best_loss;
-  if (task_.demo) {
-    const RecallResult recall =
-        TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream),
-                   kRecallDialogues, kRecallTurns);
-    report.recall = recall.rate();
-    report.samples = recall.exchanges;
-  } else {
-    report.samples = Samples();
-  }
+  if (processes_->lead()) AddTexts(&report);
   reporter_->Validation(report);
   if (!report.best) return;
   progress_.best_loss = report.loss;
   progress_.best_step = progress_.step;
-  if (!config_.save.best) return;
+  if (!config_.save.best || !processes_->lead()) return;
   const absl::Status status = SaveCheckpoint(folder_->File("best.safetensors"));
   if (!status.ok())
     reporter_->Print("warning: best.safetensors is not written: " + std::string(status.message()));
+}
+
+void TrainingRun::AddTexts(ValidationReport* report) const {
+  if (!task_.demo) {
+    report->samples = Samples();
+    return;
+  }
+  const RecallResult recall =
+      TestRecall(*model_, *task_.tokenizer, Mix64(config_.train.seed, kRecallStream),
+                 kRecallDialogues, kRecallTurns);
+  report->recall = recall.rate();
+  report->samples = recall.exchanges;
 }
 
 std::vector<std::string> TrainingRun::Samples() const {
@@ -243,6 +304,19 @@ std::map<std::string, std::string> TrainingRun::Metadata() const {
   return metadata;
 }
 
+// All processes made the same updates with the same sums. That MPI gives all the same bytes is
+// usual, not promised; processors of different kinds may round differently.
+absl::Status TrainingRun::CheckAlike() {
+  if (processes_->size() == 1) return absl::OkStatus();
+  const at::Tensor& weights = model_->parameters().master();
+  if (processes_->Same(base::Hash64(weights.const_data_ptr(), weights.nbytes())))
+    return absl::OkStatus();
+  return processes_->SaidByLead(absl::InternalError(absl::StrCat(
+      "the weights of the processes are no longer alike at step ", progress_.step,
+      ", and are not saved: their machines' processors or MPI's settings differ. Go on from the "
+      "last save on machines of one kind: --set run.resume=always")));
+}
+
 absl::Status TrainingRun::SaveState() {
   return SaveTrainingState(folder_->StateFile(), progress_, model_->parameters(), *optimizer_);
 }
@@ -251,10 +325,16 @@ absl::Status TrainingRun::SaveCheckpoint(const std::string& path) const {
   return ExportCheckpoint(path, model_->parameters(), config_.save.dtype, Metadata());
 }
 
+absl::Status TrainingRun::SaveInitial() const {
+  if (!processes_->lead() || !config_.save.initial || progress_.step > 0) return absl::OkStatus();
+  return SaveCheckpoint(folder_->File("initial.safetensors"));
+}
+
 // The state last: what was not written when the process was killed, the resumed run writes again. A
 // full disk is said and survived: the files of the last save are whole, and the next save tries
 // again.
 void TrainingRun::SaveDuringTraining() {
+  if (!processes_->lead()) return;
   absl::Status status = SaveCheckpoint(folder_->File("last.safetensors"));
   if (status.ok() && config_.save.keep_every) {
     status =
@@ -266,7 +346,17 @@ void TrainingRun::SaveDuringTraining() {
                                 " is not saved, the save before it is whole: ", status.message()));
 }
 
+absl::Status TrainingRun::SaveStopped() {
+  reporter_->Finish();
+  SKEIN_RETURN_IF_ERROR(CheckAlike());
+  SKEIN_RETURN_IF_ERROR(processes_->Agree(processes_->lead() ? SaveState() : absl::OkStatus()));
+  return processes_->SaidByLead(absl::CancelledError(
+      absl::StrCat("stopped after step ", progress_.step, "; ", config_.run.folder,
+                   "/state.safetensors is written. Go on with --set run.resume=always")));
+}
+
 absl::Status TrainingRun::SaveAtTheEnd() {
+  if (!processes_->lead()) return absl::OkStatus();
   SKEIN_RETURN_IF_ERROR(SaveState());
   SKEIN_RETURN_IF_ERROR(SaveCheckpoint(folder_->File("last.safetensors")));
   if (config_.save.pth) {

@@ -1,4 +1,5 @@
 // skein-train --config train.yaml [--set key=value]...
+// mpirun -n 2 skein-train ...: the same model by two processes (data_parallel.h).
 
 #include <signal.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include "engine/base/strict_yaml.h"
 #include "trainer/binidx.h"
 #include "trainer/config.h"
+#include "trainer/data_parallel.h"
 #include "trainer/loop.h"
 
 namespace skein::trainer {
@@ -72,6 +74,15 @@ absl::Status WriteDataAsBinidx(const Config& config, const std::string& prefix) 
   return absl::OkStatus();
 }
 
+absl::Status CheckDivides(int64_t batch, int processes) {
+  if (batch % processes == 0) return absl::OkStatus();
+  const int64_t below = batch / processes * processes, above = below + processes;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "train.batch is ", batch,
+      ", of all processes together, and must be a multiple of their number, ", processes,
+      ": --set train.batch=", above, below > 0 ? absl::StrCat(" or ", below) : ""));
+}
+
 // As a shell reads it back.
 std::string Quoted(const std::string& word) {
   constexpr char kPlain[] =
@@ -93,13 +104,15 @@ std::string ServeCommand(const std::string& program, const TrainingRun& run) {
   return command;
 }
 
-absl::Status Train(const Config& config, const std::string& printed, const std::string& program) {
+absl::Status Train(const Config& config, const std::string& printed, const std::string& program,
+                   DataParallel* processes) {
   SKEIN_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
-                         TrainingRun::Create(config, printed));
+                         TrainingRun::Create(config, printed, processes));
   signal(SIGINT, OnSignal);
   signal(SIGTERM, OnSignal);
   const absl::Time begin = absl::Now();
   SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
+  if (!processes->lead()) return absl::OkStatus();
   const absl::Duration took = absl::Ceil(absl::Now() - begin, absl::Seconds(1));
   std::printf("\nTrained in %s. %s is ready; serve it with\n  %s\n",
               absl::FormatDuration(took).c_str(), run->result().c_str(),
@@ -108,15 +121,34 @@ absl::Status Train(const Config& config, const std::string& printed, const std::
 }
 
 absl::Status Run(const Arguments& arguments, const std::string& program, const Config& config,
-                 base::YamlSchema* schema) {
-  SKEIN_RETURN_IF_ERROR(LoadConfig(arguments, schema));
+                 base::YamlSchema* schema, DataParallel* processes) {
+  SKEIN_RETURN_IF_ERROR(processes->Agree(LoadConfig(arguments, schema)));
+  const bool trains = !arguments.print_config && arguments.binidx.empty();
+  if (!trains && !processes->lead()) return absl::OkStatus();  // that is the work of one
   if (arguments.print_config) {
     std::fputs(schema->Print().c_str(), stdout);
     return absl::OkStatus();
   }
   SKEIN_RETURN_IF_ERROR(Validate(config));
-  if (!arguments.binidx.empty()) return WriteDataAsBinidx(config, arguments.binidx);
-  return Train(config, schema->Print(), program);
+  if (!trains) return WriteDataAsBinidx(config, arguments.binidx);
+  SKEIN_RETURN_IF_ERROR(processes->Agree(CheckDivides(config.train.batch, processes->size())));
+  return Train(config, schema->Print(), program, processes);
+}
+
+std::string ProcessesHelp() {
+  return absl::StrCat(
+      "Several processes train one model faster, on one machine or many: ",
+      "'mpirun -n 2 --bind-to none skein-train ...', or srun. ",
+      "train.batch is then of all together.\n",
+      kBuiltWithMpi ? "" : "(This program was built without MPI: deploy/install-deps.sh --mpi.)\n");
+}
+
+// Says an error, unless another process does, and returns the exit code.
+int Exit(const absl::Status& status) {
+  if (status.ok()) return 0;
+  if (!status.message().empty())
+    std::fprintf(stderr, "skein-train: %s\n", std::string(status.message()).c_str());
+  return status.code() == absl::StatusCode::kCancelled ? 130 : 1;
 }
 
 int Main(int argc, char** argv) {
@@ -134,17 +166,17 @@ int Main(int argc, char** argv) {
                "print all keys with their values and exit");
   app.add_option("--write-binidx", arguments.binidx,
                  "tokenise the data into PREFIX.bin and PREFIX.idx and exit");
-  app.footer("Keys of the config (with their defaults):\n" + schema.Help());
+  app.footer(ProcessesHelp() + "\nKeys of the config (with their defaults):\n" + schema.Help());
   CLI11_PARSE(app, argc, argv);
-  absl::Status status;
+  absl::StatusOr<std::unique_ptr<DataParallel>> processes = DataParallel::Join();
+  if (!processes.ok()) return Exit(processes.status());
   try {
-    status = Run(arguments, argv[0], config, &schema);
+    return Exit(Run(arguments, argv[0], config, &schema, processes->get()));
   } catch (const std::exception& error) {  // LibTorch: out of memory, mostly
-    status = absl::InternalError(error.what());
+    const int code = Exit(absl::InternalError(error.what()));
+    (*processes)->EndAll();
+    return code;
   }
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "skein-train: %s\n", std::string(status.message()).c_str());
-  return status.code() == absl::StatusCode::kCancelled ? 130 : 1;
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ std::string LinesUpTo(int64_t step, const std::string& log) {
 
 Reporter::Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step)
     : config_(config), folder_(folder), bar_(first_step, config.every) {
+  if (folder == nullptr) return;
   if (folder->existed()) Complain(CutLog(first_step));
   if (!config.tensorboard) return;
   auto events = EventWriter::Create(folder->path(), first_step);
@@ -65,7 +66,16 @@ Reporter::Reporter(const LogConfig& config, RunFolder* folder, int64_t first_ste
   }
 }
 
+void Reporter::Print(const std::string& text) {
+  if (folder_ != nullptr) bar_.Print(text);
+}
+
+void Reporter::Finish() {
+  if (folder_ != nullptr) bar_.Finish();
+}
+
 void Reporter::Step(const StepLine& line, int64_t tokens_seen) {
+  if (folder_ == nullptr) return;
   bar_.Show(line);
   if (line.step % config_.every != 0 && line.step != line.steps) return;
   Write(Dump({{"step", line.step},
@@ -81,11 +91,13 @@ void Reporter::Step(const StepLine& line, int64_t tokens_seen) {
 }
 
 void Reporter::Skipped(int64_t step, const std::string& reason) {
+  if (folder_ == nullptr) return;
   Print(absl::StrFormat("step %d: skipped, %s; the weights are as before", step, reason));
   Write(Dump({{"step", step}, {"skipped", true}, {"reason", reason}}));
 }
 
 void Reporter::Validation(const ValidationReport& r) {
+  if (folder_ == nullptr) return;
   std::string text = absl::StrFormat("step %d: validation loss %.4f, %.4f bits per byte%s", r.step,
                                      r.loss, r.bits_per_byte, r.best ? " (best so far)" : "");
   if (r.recall >= 0) text += absl::StrFormat(", recall of held-out values %.1f %%", 100 * r.recall);

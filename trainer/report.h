@@ -25,13 +25,13 @@ struct ValidationReport {
 class Reporter {
  public:
   // `folder` outlives the reporter. What its log says of steps after `first_step` is forgotten:
-  // they are about to be made again.
+  // they are about to be made again. No folder: a process whose lead reports; it says nothing.
   Reporter(const LogConfig& config, RunFolder* folder, int64_t first_step);
   void Step(const StepLine& line, int64_t tokens_seen);
   void Skipped(int64_t step, const std::string& reason);
   void Validation(const ValidationReport& report);
-  void Print(const std::string& text) { bar_.Print(text); }
-  void Finish() { bar_.Finish(); }
+  void Print(const std::string& text);
+  void Finish();
 
  private:
   absl::Status CutLog(int64_t step);

@@ -97,8 +97,8 @@ absl::Status LoadFiles(const Config& config, const engine::Checkpoint* init, Tas
 
 }  // namespace
 
-std::vector<Batch> Task::Validation(const Config& config, bool full) const {
-  const int64_t T = config.train.context, B = config.train.batch;
+std::vector<Batch> Task::Validation(const Config& config, bool full, int64_t B) const {
+  const int64_t T = config.train.context;
   if (!demo) {
     if (validation_tokens.size() < 2) return {};
     return ValidationBatches(validation_tokens, T, B, full ? 0 : config.evaluate.max_windows,

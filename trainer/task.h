@@ -26,8 +26,9 @@ struct Task {
   std::string vocabulary_file;  // too large for the metadata: skeind needs it; empty: it does not
   std::string description;      // one line for the user
 
-  // full: all windows; else at most evaluate.max_windows. Empty: there is nothing to validate on.
-  std::vector<Batch> Validation(const Config& config, bool full) const;
+  // Batches of B. full: all windows; else at most evaluate.max_windows. Empty: there is nothing to
+  // validate on.
+  std::vector<Batch> Validation(const Config& config, bool full, int64_t B) const;
 };
 
 // `init`: the checkpoint to continue from, or null; its tokenizer and metadata are the defaults.

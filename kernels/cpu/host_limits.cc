@@ -1,6 +1,5 @@
 #include "kernels/cpu/host_limits.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -68,6 +67,13 @@ bool HasController(const std::string& controllers, const std::string& name) {
   return false;
 }
 
+// Rounded down: spinning threads beyond the quota would only be put to sleep.
+int CutToQuota(int threads) {
+  const double quota = ReadCgroupLimits(kMembership, kMounts).cpus;
+  if (quota > 0) threads = std::min(threads, static_cast<int>(quota));
+  return std::max(threads, 1);
+}
+
 }  // namespace
 
 CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& mounts) {
@@ -103,18 +109,13 @@ CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& 
 }
 
 int UsableThreads() {
-  int threads = 1;
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    threads = CPU_COUNT(&set);
-  } else {  // more CPUs than cpu_set_t holds
-    threads = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  }
-  // Rounded down: spinning threads beyond the quota would only be put to sleep.
-  const double quota = ReadCgroupLimits(kMembership, kMounts).cpus;
-  if (quota > 0) threads = std::min(threads, static_cast<int>(quota));
-  return std::max(threads, 1);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return UsableThreads(set);
+  // More CPUs than cpu_set_t holds.
+  return CutToQuota(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
+
+int UsableThreads(const cpu_set_t& affinity) { return CutToQuota(CPU_COUNT(&affinity)); }
 
 int64_t UsableMemoryBytes() {
   int64_t bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);

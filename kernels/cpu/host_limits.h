@@ -2,6 +2,8 @@
 // What this process may use of its machine: CPU affinity, and the CPU quota and memory limit of its
 // control group (versions 1 and 2, every level up to the root).
 
+#include <sched.h>
+
 #include <cstdint>
 #include <string>
 
@@ -17,6 +19,8 @@ CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& 
 
 // At least 1: the affinity mask, cut to the whole CPUs of the quota.
 int UsableThreads();
+// The same for another affinity mask.
+int UsableThreads(const cpu_set_t& affinity);
 
 // UsableMemoryBytes() is declared in kernels/device.h, for those above.
 

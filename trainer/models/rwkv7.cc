@@ -48,14 +48,20 @@ std::pair<Tensor, Tensor> NormMix(Tensor x, std::optional<Tensor> delta, const T
   return {sum.narrow(1, 1, sum.size(1) - 1), mixed.narrow(2, 1, mixed.size(2) - 1)};
 }
 
-// Zeroes elements with probability p and scales the others; mask number `place` of this pass.
+// Zeroes elements with probability p and scales the others; mask number `place` of each sample.
 Tensor Dropout(const Tensor& x, const ForwardOptions& o, uint64_t place) {
   if (o.dropout == 0) return x;
-  at::Generator generator = at::detail::createCPUGenerator(Mix64(o.dropout_seed, place));
   Tensor mask;
   {
     c10::AutoGradMode off(false);
-    mask = at::empty_like(x).bernoulli_(1 - o.dropout, generator).mul_(1 / (1 - o.dropout));
+    mask = at::empty_like(x);
+    for (int64_t b = 0; b < x.size(0); ++b) {
+      const uint64_t sample = static_cast<uint64_t>(o.first_sample + b);
+      at::Generator generator =
+          at::detail::createCPUGenerator(Mix64(Mix64(o.dropout_seed, sample), place));
+      mask.select(0, b).bernoulli_(1 - o.dropout, generator);
+    }
+    mask.mul_(1 / (1 - o.dropout));
   }
   return x * mask;
 }

@@ -29,7 +29,8 @@ struct ForwardOptions {
   std::optional<at::Tensor> reset;  // bool [B, T]: a document starts at this token
   Rwkv7State* state = nullptr;      // read and advanced (no gradient through it)
   double dropout = 0;
-  uint64_t dropout_seed = 0;  // the masks are a function of it alone
+  uint64_t dropout_seed = 0;
+  int64_t first_sample = 0;  // number of the first row: its masks are a function of it and the seed
 };
 
 class Rwkv7 {
