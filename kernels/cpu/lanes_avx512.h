@@ -1,6 +1,6 @@
 #pragma once
-// A register of sixteen outputs of a product, and the kinds of weights whose products are fused
-// multiply-adds of fp32. For files compiled with AVX-512 (F, BW, DQ, VL) or more.
+// A register of sixteen floats, and the kinds of weights whose products are fused multiply-adds of
+// fp32. For files compiled with AVX-512 (F, BW, DQ, VL) or more.
 
 #include <immintrin.h>
 
@@ -16,15 +16,72 @@ namespace {
 struct Zmm {
   using Vec = __m512;
   static constexpr int64_t kLanes = 16;
+  struct Full {
+    Vec Load(const float* p) const { return _mm512_loadu_ps(p); }
+    void Store(float* p, Vec v) const { _mm512_storeu_ps(p, v); }
+    Vec Keep(Vec v) const { return v; }
+  };
+  struct Tail {
+    explicit Tail(int64_t n) : mask(Mask(n)) {}
+    __mmask16 mask;
+    Vec Load(const float* p) const { return _mm512_maskz_loadu_ps(mask, p); }
+    void Store(float* p, Vec v) const { _mm512_mask_storeu_ps(p, mask, v); }
+    Vec Keep(Vec v) const { return _mm512_maskz_mov_ps(mask, v); }
+  };
 
   static Vec Zero() { return _mm512_setzero_ps(); }
+  static Vec Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
   static Vec Broadcast(const float* x) { return _mm512_set1_ps(*x); }
+  static Vec Splat(float x) { return _mm512_set1_ps(x); }
   static Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec MultiplyAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
   static Vec WidenBF16(const uint16_t* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
+  static float Sum(Vec v) {
+    return avx2::Sum(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  }
+  // The sums of kSums vectors: halves, quarters, pairs and single lanes of two vectors are added in
+  // turn, so a vector's lanes meet in the same order whichever it is.
+  static constexpr int kSums = 16;
+  static void SumEach(const Vec* v, float* sums) {
+    Vec half[8], quarter[4];
+    for (int i = 0; i < 8; ++i) {
+      half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0x44),
+                              _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee));
+    }
+    for (int i = 0; i < 4; ++i) {
+      quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(half[i], half[i + 4], 0x88),
+                                 _mm512_shuffle_f32x4(half[i], half[i + 4], 0xdd));
+    }
+    const auto pairs = [](Vec a, Vec b) {
+      return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const Vec low = pairs(quarter[0], quarter[1]), high = pairs(quarter[2], quarter[3]);
+    const Vec all =
+        _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+    // Quarters hold vectors 0 to 3, 8 to 11, 4 to 7 and 12 to 15.
+    _mm512_storeu_ps(sums, _mm512_shuffle_f32x4(all, all, 0xd8));
+  }
+  // As avx2::Exp.
+  static Vec Exp(Vec x) {
+    x = _mm512_min_ps(Splat(88.3f), x);
+    x = _mm512_max_ps(Splat(-87.3f), x);
+    const Vec n = _mm512_roundscale_ps(x * Splat(1.44269504088896341f),
+                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Vec r = _mm512_fnmadd_ps(n, Splat(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, Splat(-2.12194440e-4f), r);
+    Vec p = Splat(1.9875691500e-4f);
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                             5.0000001201e-1f}) {
+      p = _mm512_fmadd_ps(p, r, Splat(next));
+    }
+    p = _mm512_fmadd_ps(p, r * r, r) + Splat(1.0f);
+    return _mm512_scalef_ps(p, n);
+  }
+  static Vec Sigmoid(Vec x) { return Splat(1.0f) / (Splat(1.0f) + Exp(Zero() - x)); }
   // The first n >= 1 lanes; all when n is greater.
   static __mmask16 Mask(int64_t n) {
     return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1 << n) - 1);

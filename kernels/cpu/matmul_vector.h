@@ -8,8 +8,10 @@
 // is such a chain for each 64 k, and a chain of theirs, each times its scale.
 //
 // Few rows: the weights stream through once, panel after panel: one stream is read fastest.
-// More rows: x is copied once into blocks of rows, [K blocks][row blocks][word][rows], and tiles
-// run over blocks of weights that stay in a cache.
+// More rows: x is copied once into blocks of rows, [K blocks][row blocks][word][rows]. Panel after
+// panel, its weights go from memory to the first cache block by block of K, and all rows go over
+// each block; x and the panel's outputs stay in the second cache meanwhile. Weights are one stream
+// here too.
 //
 // A kind W of weights says:
 //   W::Lanes               registers of kLanes floats (Ymm, Zmm) and what can be done with them
@@ -35,10 +37,10 @@
 namespace skein::kernels {
 namespace {
 
-constexpr int64_t kAhead = 4096;     // bytes that one stream of weights is fetched ahead
-constexpr int64_t kBlockRows = 240;  // rows of x that go over one block of weights
-constexpr int64_t kFewBlocks = 8;    // with so few row blocks a panel is read once, over all of K
-constexpr auto kHint = _MM_HINT_T0;  // an enum of GCC, an int of clang
+constexpr int64_t kAhead = 4096;    // bytes that one stream of weights is fetched ahead
+constexpr int64_t kMostRows = 384;  // rows of x that go over one block of weights
+constexpr int64_t kInputBytes = int64_t{832} << 10;  // of x in the second cache
+constexpr auto kHint = _MM_HINT_T0;                  // an enum of GCC, an int of clang
 
 // Eight columns of up to eight rows, transposed: v[k] holds column k.
 inline void Transpose(__m256 (&v)[8]) {
@@ -66,7 +68,9 @@ struct Weights {
   int64_t stride = 0;                // to the next panel
   const uint16_t* scales = nullptr;  // int8: bf16, [group][kPanel]
   int64_t scale_stride = 0;
-  int64_t ahead = 0;  // weights this far on are fetched meanwhile
+  // Fetched meanwhile, so many bytes further for each word; null: nothing.
+  const char* next = nullptr;
+  int64_t next_step = 0;
 };
 
 template <class W>
@@ -132,10 +136,12 @@ class VectorKernel {
   }
 
   // All rows of some blocks on one panel over k in [k0, k0 + depth). x is that of the first block.
-  static void Column(const MatmulParams& p, const float* x, const Weights<W>& w, int64_t panel,
+  // Each row block fetches its share of what w says is next.
+  static void Column(const MatmulParams& p, const float* x, Weights<W> w, int64_t panel,
                      int64_t first, int64_t last, int64_t k0, int64_t depth) {
     const int64_t start = BlockBegin(p.T, first);
-    for (int64_t block = first; block < last; ++block) {
+    w.next_step /= last - first;
+    for (int64_t block = first; block < last; ++block, w.next += w.next_step * Words(depth)) {
       const int64_t row = BlockBegin(p.T, block), rows = BlockBegin(p.T, block + 1) - row;
       TileOf<W::kMaxRows>(rows, p, x + (row - start) * Words(depth), w, row, panel, k0, depth);
     }
@@ -152,18 +158,18 @@ class VectorKernel {
   }
 
   // The K of one block of weights.
-  static int64_t Depth(int64_t T, int64_t K) {
-    const bool whole = Blocks(T) == 1 || (!kInt8 && Blocks(T) <= kFewBlocks);
-    return whole ? K : Least(W::kDepth, K);
-  }
+  static int64_t Depth(int64_t T, int64_t K) { return Blocks(T) == 1 ? K : Least(W::kDepth, K); }
 
   static Weights<W> PanelOf(const MatmulParams& p, int64_t panel, int64_t k, int64_t ahead) {
     const int64_t bytes = PanelBytes(p.w.K);
     const char* base = static_cast<const char*>(p.w.data) + panel * bytes;
-    return {reinterpret_cast<const Stored*>(base + ScaleBytes(p.w.K)) + k * kPanel,
+    const auto* w = reinterpret_cast<const Stored*>(base + ScaleBytes(p.w.K)) + k * kPanel;
+    return {w,
             bytes / int64_t{sizeof(Stored)},
             reinterpret_cast<const uint16_t*>(base) + k / kGroupSize * kPanel,
-            bytes / int64_t{sizeof(uint16_t)}, ahead};
+            bytes / int64_t{sizeof(uint16_t)},
+            reinterpret_cast<const char*>(w) + ahead,
+            kWordBytes};
   }
 
   // to[word][r] = words of x[r] for `depth` k and `rows` rows.
@@ -208,15 +214,14 @@ class VectorKernel {
       high_sums[i] = sums[i / R][i % R][1];
     }
     const Stored* w = weights.w + k * kPanel;
+    const char* next = weights.next + Words(k) * weights.next_step;
     for (int64_t i = 0; i < words; ++i) {
 #pragma GCC unroll 8
       for (int q = 0; q < P; ++q) {
         Vec v[2];
-        _mm_prefetch(reinterpret_cast<const char*>(w + q * weights.stride + weights.ahead), kHint);
-        if constexpr (kWordBytes > 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(w + q * weights.stride + weights.ahead) + 64,
-                       kHint);
-        }
+        _mm_prefetch(next + q * weights.stride * int64_t{sizeof(Stored)}, kHint);
+        if constexpr (kWordBytes > 64)
+          _mm_prefetch(next + q * weights.stride * int64_t{sizeof(Stored)} + 64, kHint);
         W::Load(w + q * weights.stride, v);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -227,6 +232,7 @@ class VectorKernel {
       }
       x += R;
       w += W::kStep * kPanel;
+      next += weights.next_step;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < P * R; ++i) {
@@ -240,6 +246,8 @@ class VectorKernel {
   static inline void MultiplyGroups(const float* x, const Weights<W>& weights, int64_t depth,
                                     Vec (*totals)[R][2]) {
     for (int64_t k = 0; k < depth; k += kGroupSize) {
+      // The totals stay in memory: the registers are for the sums of the loop inside.
+      __asm__ volatile("" : : "r"(totals) : "memory");
       Vec sums[P][R][2];
       for (int i = 0; i < P * R * 2; ++i) sums[i / 2 / R][i / 2 % R][i % 2] = Lanes::Zero();
       Multiply<R, P>(x + Words(k) * R, weights, k, Words(Least(kGroupSize, depth - k)), sums);
@@ -265,33 +273,57 @@ class VectorKernel {
     }
   }
 
-  // One tile of y: R rows from `row` on, P panels from `panel` on, over k in [k0, k0 + depth). `x`
-  // is the tile's block. A panel's 2 x kLanes outputs of a row are two registers; the last panel of
-  // a matrix may have fewer.
+  // The sums of a tile of y, R rows from `row` on by P panels from output o on: read from y, or
+  // finished when `last` and written. kFull: all outputs exist; the last panel of a matrix may have
+  // fewer.
+  template <int R, int P, bool kFull>
+  static void LoadTile(const MatmulParams& p, int64_t row, int64_t o, Vec (*sums)[R][2]) {
+    for (int i = 0; i < P * R * 2; ++i) {
+      const int64_t at = o + i / 2 / R * kPanel + i % 2 * Lanes::kLanes, r = i / 2 % R;
+      const float* y = p.y + (row + r) * p.y_stride + at;
+      Vec& v = sums[i / 2 / R][r][i % 2];
+      v = kFull ? Lanes::Load(y) : (at < p.w.O ? Lanes::LoadSome(y, p.w.O - at) : Lanes::Zero());
+    }
+  }
+  template <int R, int P, bool kFull>
+  static void StoreTile(const MatmulParams& p, int64_t row, int64_t o, bool last,
+                        Vec (*sums)[R][2]) {
+    for (int i = 0; i < P * R * 2; ++i) {
+      const int64_t from = o + i / 2 / R * kPanel, at = from + i % 2 * Lanes::kLanes;
+      Vec* v = sums[i / 2 / R][i / 2 % R];
+      if (i % 2 == 0 && last) Finish(p, from, v);
+      float* y = p.y + (row + i / 2 % R) * p.y_stride + at;
+      if (kFull) {
+        Lanes::Store(y, v[i % 2]);
+      } else if (at < p.w.O) {
+        Lanes::StoreSome(y, p.w.O - at, v[i % 2]);
+      }
+    }
+  }
+
+  // One tile over k in [k0, k0 + depth). `x` is the tile's block.
   template <int R, int P>
   static void Tile(const MatmulParams& p, const float* x, const Weights<W>& w, int64_t row,
                    int64_t panel, int64_t k0, int64_t depth) {
     Vec sums[P][R][2];
-    const auto place = [&](int i) { return (panel + i / 2 / R) * kPanel + i % 2 * Lanes::kLanes; };
-    for (int i = 0; i < P * R * 2; ++i) {
-      const int r = i / 2 % R;
-      sums[i / 2 / R][r][i % 2] =
-          k0 == 0 || place(i) >= p.w.O
-              ? Lanes::Zero()
-              : Lanes::LoadSome(p.y + (row + r) * p.y_stride + place(i), p.w.O - place(i));
+    const int64_t o = panel * kPanel;
+    const bool full = o + P * kPanel <= p.w.O, last = k0 + depth == p.w.K;
+    if (k0 == 0) {
+      for (int i = 0; i < P * R * 2; ++i) sums[i / 2 / R][i / 2 % R][i % 2] = Lanes::Zero();
+    } else if (full) {
+      LoadTile<R, P, true>(p, row, o, sums);
+    } else {
+      LoadTile<R, P, false>(p, row, o, sums);
     }
     if (w.scales != nullptr) {
       MultiplyGroups<R, P>(x, w, depth, sums);
     } else {
       Multiply<R, P>(x, w, 0, Words(depth), sums);
     }
-    for (int i = 0; i < P * R * 2; ++i) {
-      const int r = i / 2 % R;
-      Vec* v = sums[i / 2 / R][r];
-      if (i % 2 == 0 && k0 + depth == p.w.K) Finish(p, place(i), v);
-      if (place(i) < p.w.O) {
-        Lanes::StoreSome(p.y + (row + r) * p.y_stride + place(i), p.w.O - place(i), v[i % 2]);
-      }
+    if (full && (!last || (p.bias == nullptr && p.activation == Activation::kNone))) {
+      StoreTile<R, P, true>(p, row, o, false, sums);
+    } else {
+      StoreTile<R, P, false>(p, row, o, last, sums);
     }
   }
 
@@ -308,11 +340,10 @@ class VectorKernel {
   template <int R>
   static void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
     constexpr int P = R == 1 ? W::kSide : 1;
-    constexpr int64_t kFar = kAhead / static_cast<int64_t>(sizeof(Stored));
     for (; begin + P <= end; begin += P)
-      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kFar)), 0, begin, 0, p.w.K);
+      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kAhead)), 0, begin, 0, p.w.K);
     for (; begin < end; ++begin)
-      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kFar)), 0, begin, 0, p.w.K);
+      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kAhead)), 0, begin, 0, p.w.K);
   }
 
   static Weights<W> Scaled(Weights<W> w) {
@@ -326,41 +357,49 @@ class VectorKernel {
     if constexpr (R > 1) FewRows<R - 1>(p, x, begin, end);
   }
 
-  // body(first, last, k, depth, x) for blocks of rows [first, last) and of K.
+  // body(panel, first, last, k, depth, x) for all panels, blocks of rows [first, last) and of K.
   template <typename Body>
-  static void ForBlocks(const MatmulParams& p, const float* x, const Body& body) {
-    const int64_t T = p.T, K = p.w.K, blocks = Blocks(T), step = kBlockRows / W::kMaxRows;
-    for (int64_t first = 0; first < blocks; first += step) {
-      const int64_t last = Least(first + step, blocks);
-      for (int64_t k = 0; k < K; k += Depth(T, K)) {
-        const int64_t depth = Least(Depth(T, K), K - k);
-        body(first, last, k, depth, x + Words(k) * T + BlockBegin(T, first) * Words(depth));
+  static void ForBlocks(const MatmulParams& p, const float* x, int64_t begin, int64_t end,
+                        const Body& body) {
+    const int64_t T = p.T, K = p.w.K, blocks = Blocks(T), depth = Depth(T, K);
+    const int64_t groups = CeilDiv(T, kMostRows);
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t first = blocks * group / groups, last = blocks * (group + 1) / groups;
+      const int64_t row = BlockBegin(T, first), rows = BlockBegin(T, last) - row;
+      const int64_t reach = Least(K, CeilDiv(kInputBytes / 4, rows * Words(depth)) * depth);
+      for (int64_t from = 0; from < K; from += reach) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          for (int64_t k = from; k < Least(from + reach, K); k += depth) {
+            const int64_t here = Least(depth, K - k);
+            body(panel, first, last, k, here, x + Words(k) * T + row * Words(here));
+          }
+        }
       }
     }
   }
 
   static void ManyRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
-    ForBlocks(p, x, [&](int64_t first, int64_t last, int64_t k, int64_t depth, const float* block) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        // The next block is the next panel's.
-        const int64_t ahead = PanelBytes(p.w.K) / int64_t{sizeof(Stored)};
-        Column(p, block, Scaled(PanelOf(p, panel, k, ahead)), panel, first, last, k, depth);
-      }
-    });
+    ForBlocks(p, x, begin, end,
+              [&p](int64_t panel, int64_t first, int64_t last, int64_t k, int64_t depth,
+                   const float* block) {
+                const int64_t ahead = Words(depth) * kWordBytes;
+                Column(p, block, Scaled(PanelOf(p, panel, k, ahead)), panel, first, last, k, depth);
+              });
   }
 
   // int8: a block of weights is widened once for all rows.
   static void WideRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
     using Wide = typename W::Wide;
     alignas(64) typename Wide::Stored wide[W::kDepth * kPanel];
-    ForBlocks(p, x, [&](int64_t first, int64_t last, int64_t k, int64_t depth, const float* block) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        const Weights<W> w = PanelOf(p, panel, k, 0);
-        for (int64_t i = 0; i < depth; i += W::kStep) W::Widen(w.w + i * kPanel, wide + i * kPanel);
-        VectorKernel<Wide>::Column(p, block, {wide, 0, w.scales, 0, 0}, panel, first, last, k,
-                                   depth);
-      }
-    });
+    ForBlocks(p, x, begin, end,
+              [&](int64_t panel, int64_t first, int64_t last, int64_t k, int64_t depth,
+                  const float* block) {
+                const Weights<W> w = PanelOf(p, panel, k, Words(depth) * kWordBytes);
+                for (int64_t i = 0; i < depth; i += W::kStep)
+                  W::Widen(w.w + i * kPanel, wide + i * kPanel);
+                VectorKernel<Wide>::Column(p, block, {wide, 0, w.scales, 0, w.next, w.next_step},
+                                           panel, first, last, k, depth);
+              });
   }
 
   // values[k][j] become whole numbers, the scales of the panel's outputs bf16.

@@ -6,11 +6,15 @@
 
 namespace skein::kernels {
 
-// AVX-512 F, BW, DQ, VL: fp32 multiply-adds. Weights stand in panels of 32 outputs.
+// AVX-512 F, BW, DQ, VL: fp32 multiply-adds. Weights stand in panels of 32 outputs. The operators
+// of a head are those of AVX2 in vectors of twice the width.
 namespace avx512 {
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
 void Pack(const PackParams& p, Stream& stream);
 void Matmul(const MatmulParams* params, int n, Stream& stream);
+void Prepare(const PrepareParams& p, Stream& stream);
+void Wkv7(const Wkv7Params& p, Stream& stream);
+void NormBonusGate(const NormBonusGateParams& p, Stream& stream);
 }  // namespace avx512
 
 // And AVX512-BF16 and VBMI: bf16 and int8 weights by dot products of pairs.

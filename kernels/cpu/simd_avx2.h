@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/vector_loops.h"
+
 namespace skein::kernels::avx2 {
 namespace {
 
@@ -15,27 +17,6 @@ inline __m256i TailMask(int64_t n) {  // the first n of 8 lanes
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTable + 8 - n));
 }
 
-// How a full vector and a tail touch memory; a tail's missing lanes read as zero.
-struct Full {
-  __m256 Load(const float* p) const { return _mm256_loadu_ps(p); }
-  void Store(float* p, __m256 v) const { _mm256_storeu_ps(p, v); }
-  __m256 Keep(__m256 v) const { return v; }  // zero in missing lanes
-};
-struct Tail {
-  __m256i mask;
-  __m256 Load(const float* p) const { return _mm256_maskload_ps(p, mask); }
-  void Store(float* p, __m256 v) const { _mm256_maskstore_ps(p, mask, v); }
-  __m256 Keep(__m256 v) const { return _mm256_and_ps(v, _mm256_castsi256_ps(mask)); }
-};
-
-// body(i, lanes) for i = 0, 8, 16 ... over n elements.
-template <typename Body>
-inline void ForVectors(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) body(i, Full{});
-  if (i < n) body(i, Tail{TailMask(n - i)});
-}
-
 inline float Sum(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -43,25 +24,39 @@ inline float Sum(__m256 v) {
   return _mm_cvtss_f32(s);
 }
 
+// For vector_loops.h. A tail's missing lanes read as zero.
+struct Eight {
+  using Vec = __m256;
+  static constexpr int64_t kLanes = 8;
+  struct Full {
+    Vec Load(const float* p) const { return _mm256_loadu_ps(p); }
+    void Store(float* p, Vec v) const { _mm256_storeu_ps(p, v); }
+    Vec Keep(Vec v) const { return v; }  // zero in missing lanes
+  };
+  struct Tail {
+    explicit Tail(int64_t n) : mask(TailMask(n)) {}
+    __m256i mask;
+    Vec Load(const float* p) const { return _mm256_maskload_ps(p, mask); }
+    void Store(float* p, Vec v) const { _mm256_maskstore_ps(p, mask, v); }
+    Vec Keep(Vec v) const { return _mm256_and_ps(v, _mm256_castsi256_ps(mask)); }
+  };
+  static Vec Zero() { return _mm256_setzero_ps(); }
+  static float Sum(Vec v) { return avx2::Sum(v); }
+};
+
+template <typename Body>
+inline void ForVectors(int64_t n, const Body& body) {
+  kernels::ForVectors<Eight>(n, body);
+}
+template <typename Value>
+inline float SumOver(int64_t n, const Value& value) {
+  return kernels::SumOver<Eight>(n, value);
+}
+
 // The sums of four vectors.
 inline __m128 Sum4(__m256 a, __m256 b, __m256 c, __m256 d) {
   const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
   return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
-}
-
-// sum_i value(i, lanes) over n elements with four running sums. value must be zero in missing
-// lanes.
-template <typename Value>
-inline float SumOver(int64_t n, const Value& value) {
-  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                    _mm256_setzero_ps()};
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    for (int j = 0; j < 4; ++j) sums[j] = _mm256_add_ps(sums[j], value(i + 8 * j, Full{}));
-  }
-  for (; i + 8 <= n; i += 8) sums[0] = _mm256_add_ps(sums[0], value(i, Full{}));
-  if (i < n) sums[1] = _mm256_add_ps(sums[1], value(i, Tail{TailMask(n - i)}));
-  return Sum(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
 }
 
 // 1 / sqrt(x), correctly rounded steps.

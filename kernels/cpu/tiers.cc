@@ -29,6 +29,9 @@ const OpTable& Avx512Ops() {
     table.packed_bytes = avx512::PackedBytes;
     table.pack = avx512::Pack;
     table.matmul = avx512::Matmul;
+    table.prepare = avx512::Prepare;
+    table.wkv7 = avx512::Wkv7;
+    table.norm_bonus_gate = avx512::NormBonusGate;
     return table;
   }();
   return kTable;
