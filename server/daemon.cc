@@ -57,8 +57,11 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config
   std::unique_ptr<Daemon> daemon(new Daemon(config, std::move(reread)));
   // First, so that probes and clients are answered while the models load.
   SKEIN_RETURN_IF_ERROR(daemon->ListenHttp());
+  std::vector<ModelSource> models = {config.config.model};
+  models.insert(models.end(), config.config.models.begin(), config.config.models.end());
+  SKEIN_RETURN_IF_ERROR(daemon->manager_->Announce(models));
   SKEIN_RETURN_IF_ERROR(daemon->Listen());
-  SKEIN_RETURN_IF_ERROR(daemon->Load(progress));
+  SKEIN_RETURN_IF_ERROR(daemon->manager_->LoadAnnounced(models, progress));
   daemon->lifecycle_.Loaded();
   daemon->Maintain();
   return daemon;
@@ -84,13 +87,6 @@ absl::Status Daemon::ListenHttp() {
   };
   SKEIN_ASSIGN_OR_RETURN(http_, HttpServer::Start("listen.metrics", address, std::move(handlers)));
   return absl::OkStatus();
-}
-
-absl::Status Daemon::Load(const std::function<void(double)>& progress) {
-  const std::shared_ptr<const ServerConfig> config = config_.Get();
-  std::vector<ModelSource> sources = {config->model};
-  sources.insert(sources.end(), config->models.begin(), config->models.end());
-  return manager_->LoadNow(sources, progress);
 }
 
 absl::Status Daemon::Listen() {

@@ -64,7 +64,6 @@ class Daemon {
 
  private:
   Daemon(const LoadedConfig& config, Reread reread);
-  absl::Status Load(const std::function<void(double)>& progress);
   absl::Status ListenHttp();
   absl::Status Listen();
   void LogPorts(LogLine* line) const;

@@ -57,8 +57,7 @@ void ModelManager::EndLoad() {
   loading_ = false;
 }
 
-absl::Status ModelManager::LoadNow(const std::vector<ModelSource>& sources,
-                                   const std::function<void(double)>& progress) {
+absl::Status ModelManager::Announce(const std::vector<ModelSource>& sources) {
   std::vector<std::string> names;
   for (const ModelSource& source : sources) {
     if (std::find(names.begin(), names.end(), source.Name()) != names.end()) {
@@ -67,10 +66,13 @@ absl::Status ModelManager::LoadNow(const std::vector<ModelSource>& sources,
     }
     names.push_back(source.Name());
   }
-  {
-    absl::MutexLock lock(&mu_);
-    SKEIN_CHECK(BeginLoad(std::move(names)));
-  }
+  absl::MutexLock lock(&mu_);
+  SKEIN_CHECK(BeginLoad(std::move(names)));
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::LoadAnnounced(const std::vector<ModelSource>& sources,
+                                         const std::function<void(double)>& progress) {
   absl::Status status = LoadAll(sources, progress);
   EndLoad();
   return status;

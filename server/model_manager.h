@@ -51,10 +51,13 @@ class ModelManager {
   // A load that is under way ends soon and its model does not go live; no other one begins.
   void Stop();
 
-  // At start, on the caller's thread: from anywhere, without asking for room first. None goes live
-  // before all are loaded, so that a signal meanwhile has nobody to wait for.
-  absl::Status LoadNow(const std::vector<ModelSource>& sources,
-                       const std::function<void(double)>& progress);
+  // At start, before anybody can ask for them: from now on clients hear that these are being
+  // loaded.
+  absl::Status Announce(const std::vector<ModelSource>& sources);
+  // Loads what was announced, on the caller's thread: from anywhere, without asking for room first.
+  // None goes live before all are loaded, so that a signal meanwhile has nobody to wait for.
+  absl::Status LoadAnnounced(const std::vector<ModelSource>& sources,
+                             const std::function<void(double)>& progress);
 
   // Refuses at once (ABORTED: another load runs; ALREADY_EXISTS; NOT_FOUND; INVALID_ARGUMENT), or
   // tells the listener how it goes.

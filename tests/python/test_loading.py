@@ -3,15 +3,18 @@ the model that it needs is on its way, as always where it needs none.
 
 A declared prompt state is computed before its model goes live, so a long one makes a load last for seconds."""
 
+import threading
+
 import grpc
 import pytest
 from checkpoint import write_tiny_checkpoint
 from client import Client, details, expect_error, fresh_id
-from daemon import Daemon
+from daemon import Daemon, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from status_rows import C, Row, attach, check, control, conversations, generate
 from test_control import get_load, load, models_by_name, probe, until
 from test_metrics import scrape, series
+from test_signals import free_port
 
 LONG_PROMPT = "be kind " * 5000
 ANY = "the model is being loaded; try again later"
@@ -150,6 +153,12 @@ def test_before_the_first_model(pb, steady_model, folder, tmp_path):
         daemon.stop()
 
 
+def test_two_models_of_one_name_do_not_start(model, tmp_path):
+    ended = run("--model", str(model), "--set", "model.name=m", "--set", f"models=[{{path: {model}, name: m}}]",
+                "--set", "listen.address=127.0.0.1:0", "--set", "listen.metrics=127.0.0.1:0", cwd=tmp_path)
+    assert ended.returncode == 1 and "models: two models have the name 'm'" in ended.stderr
+
+
 def test_a_signal_while_the_first_model_loads(pb, steady_model, tmp_path):
     daemon = Daemon(steady_model, tmp_path, {"model.name": "m", **slow("m")}, until="listening")
     try:
@@ -158,6 +167,32 @@ def test_a_signal_while_the_first_model_loads(pb, steady_model, tmp_path):
         daemon.terminate()
         assert daemon.wait() == 128 + 15  # at once: nothing was accepted
     finally:
+        daemon.stop()
+
+
+def test_who_asks_from_the_start_is_never_told_that_the_model_is_unknown(pb, steady_model, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    told, served = set(), threading.Event()
+
+    def ask():
+        """A new connection each time: gRPC itself would wait long between two attempts to connect."""
+        while not served.is_set():
+            with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                try:
+                    Client(pb, channel).generate("x", model="m")
+                    served.set()
+                except grpc.RpcError as error:
+                    told.add(error.code())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    daemon = Daemon(steady_model, tmp_path, {"model.name": "m"}, listen=address)
+    try:
+        assert served.wait(60)
+        assert told == {C.UNAVAILABLE}
+    finally:
+        served.set()
+        thread.join()
         daemon.stop()
 
 

@@ -458,7 +458,7 @@ def test_the_request_line(shared, client):
     client.generate("SECRETPROMPT", request_id=request_id, conversation=conversation, create_if_missing=True)
     line = shared.wait_for_line(f"id={request_id}")
     for part in ["method=skein.v1.Generation/Generate", "code=OK", "model=tiny", f"conversation={conversation}",
-                 "version=1", "end=LENGTH", "prompt_tokens=12", "reused_tokens=0", " tokens=8"]:
+                 "phase=decode", "version=1", "end=LENGTH", "prompt_tokens=12", "reused_tokens=0", " tokens=8"]:
         assert part in line, line
     for key in ["seconds", "queue_seconds", "restore_seconds", "prefill_seconds", "ttft_seconds", "decode_seconds"]:
         assert re.search(rf" {key}=[0-9.]+", line), line
