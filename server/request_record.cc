@@ -229,6 +229,7 @@ void RequestRecord::Detach() {
   for (const auto& sequence : sequences_) {
     sequence->slow_since_ns.store(0, std::memory_order_relaxed);
   }
+  TrimDropped();
 }
 
 // ---- reading
@@ -445,9 +446,16 @@ int64_t RequestRecord::bytes() const {
 
 void RequestRecord::DropTokens() {
   const std::lock_guard lock(mu_);
-  for (const auto& s : sequences_) {
-    s->tokens.Clear();
-    s->prompt = {};
+  dropped_ = true;
+  TrimDropped();
+}
+
+void RequestRecord::TrimDropped() {
+  if (!dropped_) return;
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    Sequence* s = sequences_[i].get();
+    s->tokens.Trim(0, reader_ == nullptr ? s->tokens.end() : reader_->places_[i].cursor.next);
+    if (reader_ == nullptr) s->prompt = {};
   }
 }
 

@@ -76,7 +76,7 @@ struct RecordSummary {
   absl::Status status;                   // what the stream ends with
   std::optional<v1::Finished> finished;  // of the first sequence that has one
   bool started = false;                  // it had a slot
-  int64_t completion_tokens = 0;  // of all sequences
+  int64_t completion_tokens = 0;         // of all sequences
 };
 
 class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
@@ -122,7 +122,8 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   // Its reader went away before its end, and none has come since.
   bool unread() const;
   int64_t bytes() const;
-  void DropTokens();  // of an ended one: only how it ended stays
+  // Of an ended one: only how it ended stays, and what the stream that it ran for has yet to send.
+  void DropTokens();
   RecordSummary summary() const;
 
  private:
@@ -150,6 +151,7 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   void Ended();
   void CheckPace(Sequence* sequence, int index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TrimDropped() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Kept(int64_t after_token) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<v1::GenerateResponse> Take(RecordReader* reader) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<v1::GenerateResponse> TakeFrom(int index, RecordReader::Place* place)
@@ -170,6 +172,7 @@ class RequestRecord final : public std::enable_shared_from_this<RequestRecord> {
   int32_t running_ ABSL_GUARDED_BY(mu_);
   bool ending_ ABSL_GUARDED_BY(mu_) = false;
   bool unread_ ABSL_GUARDED_BY(mu_) = false;
+  bool dropped_ ABSL_GUARDED_BY(mu_) = false;                  // DropTokens was called
   std::shared_ptr<RecordReader> reader_ ABSL_GUARDED_BY(mu_);  // see RecordReader
   Canceller cancel_ ABSL_GUARDED_BY(mu_);
   std::vector<std::function<void()>> when_ended_ ABSL_GUARDED_BY(mu_);

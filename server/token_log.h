@@ -32,7 +32,6 @@ class TokenLog {
   void Append(const std::vector<engine::TokenEvent>& tokens);
   // Forgets the oldest until about `max_bytes` are left, but none from `keep` on.
   void Trim(int64_t max_bytes, int64_t keep);
-  void Clear() { Trim(0, end()); }
 
   // Tokens [first, end) are kept.
   int64_t first() const { return first_.next; }
