@@ -17,6 +17,7 @@ TRAIN_CONFIG ?= trainer/configs/text.yaml
 CLANG_FORMAT ?= clang-format-14
 
 BUILD_ALL = cmake --build $(BUILD) --parallel $(JOBS)
+MPI_CAME_LATER = command -v mpicxx >/dev/null && grep -q '^MPI_CXX_COMPILER:.*NOTFOUND' $(BUILD)/CMakeCache.txt
 TEST_PYTHON = $(SKEIN_DEPS)/test-venv/bin/python
 INTEROP_PYTHON = $(SKEIN_DEPS)/interop-venv/bin/python
 BENCHES = engine_bench serving_bench train_bench
@@ -44,7 +45,7 @@ deps-peers:
 
 # CMake runs itself again when its own files change.
 configure:
-	@test -e $(BUILD)/build.ninja || cmake --preset release -DSKEIN_DEPS="$(SKEIN_DEPS)" \
+	@test -e $(BUILD)/build.ninja && ! { $(MPI_CAME_LATER); } || cmake --preset release -DSKEIN_DEPS="$(SKEIN_DEPS)" \
 	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 programs: configure

@@ -20,6 +20,7 @@ readonly BUILD_PACKAGES=(
   libbenchmark-dev libxxhash-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libssl-dev)
 # The fuzz targets are built with clang; the tests start a Prometheus of their own.
 readonly TEST_PACKAGES=(prometheus clang libclang-rt-14-dev clang-format)
+readonly MPI_PACKAGES=(openmpi-bin libopenmpi-dev)
 
 # The tests of this script point these elsewhere.
 readonly OS_RELEASE="${SKEIN_OS_RELEASE:-/etc/os-release}"
@@ -31,10 +32,11 @@ readonly TORCH="$DEPS/torch-$TORCH_VERSION"
 
 usage() {
   cat <<USAGE
-usage: deploy/install-deps.sh [--test] [--interop] [--peers] [--dry-run]
+usage: deploy/install-deps.sh [--mpi] [--test] [--interop] [--peers] [--dry-run]
 
 Installs what building and serving need: Debian packages, LibTorch $TORCH_VERSION and the RWKV World vocabulary.
-  --test      also what 'make test' needs: Prometheus, clang, a Python environment with grpcio and pytest
+  --mpi       also Open MPI (13 MB to download, 55 MB of disk), for skein-train by several processes
+  --test      also what 'make test' needs: that, Prometheus, clang, a Python environment with grpcio and pytest
   --interop   also what 'make test-interop' needs: a Python environment with the full torch and rwkv packages
   --peers     also what 'make bench-peers' needs beside that: a Python environment with gguf
   --dry-run   say what would be done and stop
@@ -213,10 +215,11 @@ install_venv() { # name
 # --- The plan --------------------------------------------------------------------------------------------------------
 
 main() {
-  local with_test=no with_interop=no with_peers=no dry_run=no option
+  local with_mpi=no with_test=no with_interop=no with_peers=no dry_run=no option
   for option in "$@"; do
     case $option in
-      --test) with_test=yes ;;
+      --mpi) with_mpi=yes ;;
+      --test) with_test=yes && with_mpi=yes ;;
       --interop) with_interop=yes ;;
       --peers) with_peers=yes ;;
       --dry-run) dry_run=yes ;;
@@ -227,6 +230,7 @@ main() {
   refuse_other_machines
 
   local packages=("${BUILD_PACKAGES[@]}") wanted
+  if [[ $with_mpi == yes ]]; then packages+=("${MPI_PACKAGES[@]}"); fi
   if [[ $with_test == yes ]]; then packages+=("${TEST_PACKAGES[@]}"); fi
   mapfile -t wanted < <(missing_packages "${packages[@]}")
 

@@ -110,6 +110,7 @@ absl::Status Train(const Config& config, const std::string& printed, const std::
                          TrainingRun::Create(config, printed, processes));
   signal(SIGINT, OnSignal);
   signal(SIGTERM, OnSignal);
+  signal(SIGUSR1, OnSignal);  // mpirun passes it on, and Slurm can send it before the time is over
   const absl::Time begin = absl::Now();
   SKEIN_RETURN_IF_ERROR(run->Train(stop_requested));
   if (!processes->lead()) return absl::OkStatus();
@@ -129,7 +130,7 @@ absl::Status Run(const Arguments& arguments, const std::string& program, const C
     std::fputs(schema->Print().c_str(), stdout);
     return absl::OkStatus();
   }
-  SKEIN_RETURN_IF_ERROR(Validate(config));
+  SKEIN_RETURN_IF_ERROR(trains ? processes->Agree(Validate(config)) : Validate(config));
   if (!trains) return WriteDataAsBinidx(config, arguments.binidx);
   SKEIN_RETURN_IF_ERROR(processes->Agree(CheckDivides(config.train.batch, processes->size())));
   return Train(config, schema->Print(), program, processes);

@@ -1,10 +1,12 @@
 #include "trainer/progress.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -15,9 +17,19 @@ namespace {
 
 constexpr int kLongestBar = 24, kShortestBar = 4;  // characters inside the brackets
 
-int Columns() {
+// mpirun reads what its processes print through a terminal of its own making. Whether a person sees
+// it is a question of mpirun's own output. Open until the program ends.
+int Terminal() {
+  if (isatty(STDOUT_FILENO) == 0) return -1;
+  if (getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return STDOUT_FILENO;
+  const std::string screen = absl::StrCat("/proc/", getppid(), "/fd/1");
+  const int file = open(screen.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+  return file >= 0 && isatty(file) != 0 ? file : -1;
+}
+
+int Columns(int terminal) {
   winsize size{};
-  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  return ioctl(terminal, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 struct Part {
@@ -61,20 +73,20 @@ std::string Duration(double seconds) {
 }
 
 ProgressBar::ProgressBar(int64_t first, int64_t every)
-    : first_(first), every_(every), terminal_(isatty(STDOUT_FILENO) != 0) {}
+    : first_(first), every_(every), terminal_(Terminal()) {}
 
 void ProgressBar::Show(const StepLine& line) {
   const auto now = Clock::now();
   const bool last = line.step == line.steps;
   const bool due =
-      terminal_ ? now - drawn_ > std::chrono::milliseconds(100) : line.step % every_ == 0;
+      terminal_ >= 0 ? now - drawn_ > std::chrono::milliseconds(100) : line.step % every_ == 0;
   if (!due && !last) return;
   drawn_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double done = static_cast<double>(line.step - first_);
   const double left = done > 0 ? seconds / done * static_cast<double>(line.steps - line.step) : 0;
-  if (terminal_) {
-    std::printf("\r\033[K%s", BarLine(line, left, Columns()).c_str());
+  if (terminal_ >= 0) {
+    std::printf("\r\033[K%s", BarLine(line, left, Columns(terminal_)).c_str());
     open_ = true;
   } else {
     absl::PrintF("step %d/%d  loss %.4f  lr %.2e  grad %.2f  %.0f tok/s  ETA %s\n", line.step,

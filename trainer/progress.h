@@ -26,7 +26,7 @@ class ProgressBar {
  private:
   using Clock = std::chrono::steady_clock;
   const int64_t first_, every_;
-  const bool terminal_;
+  const int terminal_;  // file descriptor; -1: no terminal shows what is printed
   const Clock::time_point start_ = Clock::now();
   Clock::time_point drawn_{};
   bool open_ = false;  // a bar stands on the current line

@@ -117,6 +117,12 @@ class Machine(unittest.TestCase):
         self.stub("dpkg-query", 'for last; do echo "config-files $last"; done')
         self.assertIn("prometheus clang", self.run_script("--test", "--dry-run")[1])
 
+    def test_mpi_is_installed_on_request_and_for_the_tests(self):
+        self.stub("dpkg-query", 'for last; do [[ $last == *openmpi* ]] || echo "installed $last"; done')
+        self.assertNotIn("openmpi", self.run_script("--dry-run")[1])
+        for option in ("--mpi", "--test"):
+            self.assertIn("Debian packages: openmpi-bin libopenmpi-dev\n", self.run_script(option, "--dry-run")[1])
+
     def test_a_half_unpacked_torch_is_missing(self):
         self.make("torch-2.11.0/torch/lib/libtorch_cpu.so", "rwkv_vocab_v20230424.txt")
         self.assertIn("LibTorch", self.run_script("--dry-run")[1])

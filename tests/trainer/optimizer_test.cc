@@ -94,7 +94,7 @@ TEST(Rwkv7, StateCarriesOn) {
   }
 }
 
-TEST(Rwkv7, DropoutIsAFunctionOfItsSeed) {
+TEST(Rwkv7, DropoutIsAFunctionOfItsSeedAndTheSample) {
   ModelOptions options;
   options.layers = 2;
   options.width = 32;
@@ -110,6 +110,13 @@ TEST(Rwkv7, DropoutIsAFunctionOfItsSeed) {
   const at::Tensor first = model.Hidden(tokens, a);
   EXPECT_TRUE(first.equal(model.Hidden(tokens, a)));
   EXPECT_FALSE(first.equal(model.Hidden(tokens, b)));
+  // The second row alone, as another process has it.
+  ForwardOptions second = a;
+  second.first_sample = 1;
+  EXPECT_TRUE(
+      at::allclose(model.Hidden(tokens.narrow(0, 1, 1), second), first.narrow(0, 1, 1), 1e-4, 1e-5));
+  EXPECT_FALSE(
+      at::allclose(model.Hidden(tokens.narrow(0, 1, 1), a), first.narrow(0, 1, 1), 1e-4, 1e-5));
 }
 
 }  // namespace
