@@ -17,7 +17,7 @@ TRAIN_CONFIG ?= trainer/configs/text.yaml
 CLANG_FORMAT ?= clang-format-14
 
 BUILD_ALL = cmake --build $(BUILD) --parallel $(JOBS)
-MPI_CAME_LATER = command -v mpicxx >/dev/null && grep -q '^MPI_CXX_COMPILER:.*NOTFOUND' $(BUILD)/CMakeCache.txt
+MPI_CAME_LATER = command -v mpicxx >/dev/null && grep -q '^SKEIN_WITH_MPI:INTERNAL=NOTFOUND' $(BUILD)/CMakeCache.txt
 TEST_PYTHON = $(SKEIN_DEPS)/test-venv/bin/python
 INTEROP_PYTHON = $(SKEIN_DEPS)/interop-venv/bin/python
 BENCHES = engine_bench serving_bench train_bench

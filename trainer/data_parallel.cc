@@ -25,13 +25,13 @@ int Number(const char* variable) {
 }  // namespace
 
 int LaunchedProcesses() {
-  // Of Open MPI's mpirun, of other MPIs' and srun --mpi=pmi2, of srun. SLURM_NTASKS alone does not
-  // count: a batch script has it too, and starts one process.
-  int launched = std::max(
-      {1, Number("OMPI_COMM_WORLD_SIZE"), Number("PMI_SIZE"), Number("SLURM_STEP_NUM_TASKS")});
-  if (getenv("PMI_RANK") != nullptr || getenv("PMIX_RANK") != nullptr)
-    launched = std::max(launched, Number("SLURM_NTASKS"));
-  return launched;
+  // Open MPI's mpirun, whatever it was started by itself.
+  if (const int n = Number("OMPI_COMM_WORLD_SIZE"); n > 0) return n;
+  // Other MPIs' and srun --mpi=pmi2; srun. SLURM_NTASKS alone does not count: a batch script has it
+  // too, and starts one process.
+  const bool task = getenv("PMI_RANK") != nullptr || getenv("PMIX_RANK") != nullptr;
+  return std::max(
+      {1, Number("PMI_SIZE"), Number("SLURM_STEP_NUM_TASKS"), task ? Number("SLURM_NTASKS") : 1});
 }
 
 absl::StatusOr<std::unique_ptr<DataParallel>> DataParallel::Join() {

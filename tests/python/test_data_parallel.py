@@ -142,6 +142,13 @@ def ranks(mpirun):
     return found
 
 
+def wait_until_gone(processes):
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in processes if pathlib.Path(f"/proc/{pid}/exe").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def started(processes, path, **more):
     """A run that has made its twelfth step; nothing of it is left afterwards."""
@@ -170,14 +177,24 @@ def test_sigterm_to_any_rank_stops_all_and_one_goes_on(alone, tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_mpirun_passes_signals_on(tmp_path, number):
-    """Ctrl-C: mpirun itself gives its processes a second, so these steps are short."""
+def test_sigusr1_to_mpirun_stops_all(tmp_path):
     with started(2, tmp_path, **{"train.steps": 3000, "save.every": 0, "evaluate.every": 0}) as process:
-        process.send_signal(number)
-    assert process.returncode != 0
+        process.send_signal(signal.SIGUSR1)
+    assert process.returncode == 130, process.rest
     _, metadata = tensors(tmp_path / "run" / "state.safetensors")
     assert 12 <= int(metadata["step"]) < 3000
+
+
+@needs_mpi
+def test_ctrl_c_ends_all_with_a_state(tmp_path):
+    """mpirun kills its processes a second after: on a busy machine the state may be that of the last save."""
+    with started(2, tmp_path, **{"train.steps": 3000, "evaluate.every": 0}) as process:
+        both = ranks(process)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode != 0
+    wait_until_gone(both.values())
+    _, metadata = tensors(tmp_path / "run" / "state.safetensors")
+    assert 10 <= int(metadata["step"]) < 3000
 
 
 @needs_mpi
@@ -199,9 +216,7 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(alone, tmp_path, rank):
         os.kill(both[rank], signal.SIGKILL)
     assert process.returncode != 0
     assert f"process rank {rank} " in process.rest and "signal 9" in process.rest
-    deadline = time.monotonic() + 60
-    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in both.values()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until_gone(both.values())
     _, metadata = tensors(tmp_path / "run" / "state.safetensors")
     assert metadata["step"] in ["10", "20"]
     succeeds(1, tmp_path, **{"run.resume": "always"})
@@ -243,11 +258,9 @@ def test_processes_that_compute_differently_save_nothing(tmp_path):
     assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
-@pytest.mark.parametrize("variables", [
-    {"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}, {"SLURM_NTASKS": "2", "PMI_RANK": "0"}])
-def test_processes_that_cannot_find_each_other_do_not_train(tmp_path, variables):
+def test_processes_that_cannot_find_each_other_do_not_train(tmp_path):
     """A build without MPI, or a launcher of another one: each process would train alone, in the same folder."""
-    done = train(settings(tmp_path, **keys()), env={**os.environ, **variables})
+    done = train(settings(tmp_path, **keys()), env={**os.environ, "OMPI_COMM_WORLD_SIZE": "2"})
     assert done.returncode != 0
     assert ("built without MPI" if built_without_mpi() else "one of 2 processes, but MPI finds 1") in done.stderr
     assert not (tmp_path / "run").exists()

@@ -139,17 +139,5 @@ TEST(GradientBuckets, OneProcessSendsNothing) {
   buckets.Finish();
 }
 
-TEST(DataParallel, OneProcessAgreesWithItself) {
-  class One final : public DataParallel {
-   public:
-    One() : DataParallel(0, 1, 1) {}
-  } one;
-  EXPECT_TRUE(one.Agree(absl::OkStatus()).ok());
-  EXPECT_EQ(one.Agree(absl::InternalError("why")), absl::InternalError("why"));
-  EXPECT_TRUE(one.Same(7));
-  EXPECT_FALSE(one.Any(false));
-  EXPECT_EQ(one.Sum(2.5), 2.5);
-}
-
 }  // namespace
 }  // namespace skein::trainer

@@ -113,8 +113,8 @@ TEST(Rwkv7, DropoutIsAFunctionOfItsSeedAndTheSample) {
   // The second row alone, as another process has it.
   ForwardOptions second = a;
   second.first_sample = 1;
-  EXPECT_TRUE(
-      at::allclose(model.Hidden(tokens.narrow(0, 1, 1), second), first.narrow(0, 1, 1), 1e-4, 1e-5));
+  EXPECT_TRUE(at::allclose(model.Hidden(tokens.narrow(0, 1, 1), second), first.narrow(0, 1, 1),
+                           1e-4, 1e-5));
   EXPECT_FALSE(
       at::allclose(model.Hidden(tokens.narrow(0, 1, 1), a), first.narrow(0, 1, 1), 1e-4, 1e-5));
 }
