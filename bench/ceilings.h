@@ -178,6 +178,23 @@ __attribute__((target("avx512f,avx512bf16"))) inline double Dots(int64_t rounds)
   return static_cast<double>(rounds) * 12 * 64;
 }
 
+// Dot products of fours of int8.
+__attribute__((target("avx512f,avx512vnni"))) inline double Dots8(int64_t rounds) {
+  __m512i acc[12];
+  for (int i = 0; i < 12; ++i) acc[i] = _mm512_set1_epi32(i);
+  __m512i x = _mm512_set1_epi32(0x01020304), y = _mm512_set1_epi32(0x01ff01ff);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) acc[i] = _mm512_dpbusd_epi32(acc[i], x, y);
+    asm volatile("" : "+v"(x), "+v"(y));
+  }
+  for (int i = 1; i < 12; ++i) acc[0] = _mm512_add_epi32(acc[0], acc[i]);
+  alignas(64) int32_t out[16];
+  _mm512_store_si512(out, acc[0]);
+  sink += static_cast<uint64_t>(out[0]);
+  return static_cast<double>(rounds) * 12 * 128;
+}
+
 // Products of bf16 tiles. Only where the tier "amx" is, which has asked the system for tiles.
 __attribute__((target("amx-tile,amx-bf16"))) inline double TileProducts(int64_t rounds) {
   struct alignas(64) {
@@ -213,7 +230,8 @@ __attribute__((target("amx-tile,amx-bf16"))) inline double TileProducts(int64_t 
 // Operations per second of all threads in registers, with the instruction that `tier` (of
 // kernels/cpu/tiers.cc) multiplies such weights with. "": fp32 with the widest of this machine.
 // int8 on "amx" takes as long as bf16: its tiles have twice the k, and each row of x is two of
-// them.
+// them; with x in 8 bits it is one. AVX2 and AVX-512 add such products as slowly as they multiply
+// floats, roughly.
 inline double PeakFlops(kernels::Stream& stream, const std::string& tier = "",
                         kernels::DType weights = kernels::DType::kF32) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
@@ -221,11 +239,13 @@ inline double PeakFlops(kernels::Stream& stream, const std::string& tier = "",
       tier.empty() ? __builtin_cpu_supports("avx512f") : tier != "plain" && tier != "avx2";
   double (*work)(int64_t) = wide ? Fma512 : Fma256;
   if (weights != kernels::DType::kF32 && tier == "avx512bf16") work = Dots;
+  if (weights == kernels::DType::kI8A8 && tier == "avx512bf16") work = Dots8;
   if (weights != kernels::DType::kF32 && tier == "amx") work = TileProducts;
+  const double per_product = weights == kernels::DType::kI8A8 && tier == "amx" ? 2 : 1;
   kernels::Executor& executor = stream.executor();
   const int n = executor.num_threads();
   constexpr int64_t kRounds = 50000;
-  const double done = work(kRounds) * n;
+  const double done = work(kRounds) * n * per_product;
   const Timing t = Measure(0.3, [&] {
     executor.ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) work(kRounds);

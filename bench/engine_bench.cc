@@ -4,7 +4,7 @@
 // time of a decode step after 100 and after 100,000 tokens: a recurrent state does not grow. The
 // hash is of the greedy tokens; it changes when the numbers do.
 //
-//   engine_bench [--shape tiny|0.1B] [--threads N] [--tier NAME] [--weights bf16|fp32|int8]
+//   engine_bench [--shape tiny|0.1B] [--threads N] [--tier NAME] [--weights bf16|fp32|int8|int8a8]
 //                [--rows 1,4,16,64] [--steps 40] [--json FILE]
 
 #include <unistd.h>
@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "bench/ceilings.h"
+#include "bench/weights.h"
 #include "bench/write_json.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
@@ -32,6 +34,9 @@
 
 namespace skein::engine {
 namespace {
+
+using bench::NameOfWeights;
+using bench::WeightsOf;
 
 constexpr uint64_t kFingerprint = 1;
 constexpr RandomShape kTiny{4, 128, 32, 257, 512, 32, 32, 32, 32, 1};
@@ -247,10 +252,7 @@ class EngineBench {
     return static_cast<double>(model_->weight_bytes()) - embedding;
   }
 
-  const char* Weights() const {
-    return options_.weights == DType::kF32 ? "fp32"
-                                           : (options_.weights == DType::kI8 ? "int8" : "bf16");
-  }
+  const char* Weights() const { return NameOfWeights(options_.weights); }
   double HeadWeights() const { return double(shape_.V) * shape_.C; }
   double Matrices() const {  // of the blocks
     return static_cast<double>(model_->config().parameters) - 2 * HeadWeights();
@@ -383,12 +385,12 @@ Options Parse(int argc, char** argv) {
     } else if (flag == "--tier") {
       options.tier = value();
     } else if (flag == "--weights") {
-      const std::string name = value();
-      if (name != "bf16" && name != "fp32" && name != "int8") {
-        std::fprintf(stderr, "--weights is bf16, fp32 or int8\n");
+      const std::optional<DType> type = WeightsOf(value());
+      if (!type.has_value()) {
+        std::fprintf(stderr, "--weights is bf16, fp32, int8 or int8a8\n");
         std::exit(2);
       }
-      options.weights = name == "fp32" ? DType::kF32 : (name == "int8" ? DType::kI8 : DType::kBF16);
+      options.weights = *type;
     } else if (flag == "--steps") {
       options.steps = number(value());
     } else if (flag == "--rows") {

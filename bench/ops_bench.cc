@@ -5,8 +5,8 @@
 // outputs shows when a change of speed changed the numbers.
 //
 //   ops_bench [--threads N] [--tier NAME] [--tokens 1,4,16,256]
-//             [--types bf16,int8,fp32] [--json FILE] [--clock thread]   (with --threads 1: time
-//             that the thread ran; for a machine that others use too)
+//             [--types bf16,int8,int8a8,fp32] [--json FILE] [--clock thread]   (with --threads 1:
+//             time that the thread ran; for a machine that others use too)
 
 #include <cmath>
 #include <cstdio>
@@ -14,11 +14,14 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_split.h"
 #include "bench/ceilings.h"
+#include "bench/weights.h"
 #include "bench/write_json.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
@@ -39,10 +42,6 @@ struct Options {
   std::vector<DType> types = {DType::kBF16, DType::kI8, DType::kF32};
 };
 
-const char* NameOf(DType type) {
-  return type == DType::kBF16 ? "bf16" : (type == DType::kI8 ? "int8" : "fp32");
-}
-
 // A line of the table.
 struct Case {
   std::string name;
@@ -52,8 +51,8 @@ struct Case {
   double flops = 0;
   const float* output = nullptr;  // hashed
   int64_t output_floats = 0;
-  int per_step = kL;  // how often a step of the model runs it
-  bool dots = false;  // products of bf16 or int8 weights
+  int per_step = kL;                            // how often a step of the model runs it
+  std::optional<DType> weights = std::nullopt;  // of a product
 };
 
 // Weights of one layer and the memory that all cases share.
@@ -201,7 +200,7 @@ class Bench {
     c.output = outputs[0];
     c.output_floats = int64_t{T} * shapes[0].first;
     c.per_step = layers;
-    c.dots = dtype != DType::kF32;
+    c.weights = dtype;
     cases->push_back(c);
   }
 
@@ -299,7 +298,8 @@ uint32_t Hash(const float* data, int64_t n) {
 }
 
 struct Ceilings {
-  double memory = 0, cache = 0, flops = 0, dot_flops = 0;
+  double memory = 0, cache = 0, flops = 0;
+  double dot_flops[2] = {};  // with x in bf16, in 8 bits
 };
 
 // Of what each case computes, one after the other: before any is timed, since some change what
@@ -317,7 +317,9 @@ nlohmann::json MeasureCase(const Case& c, int T, const Ceilings& top, uint32_t h
   int layer = 0;
   const Timing t = Measure(0.05, [&] { c.run(layer++ % kL); });
   const double moved = c.memory_bytes / top.memory + c.cache_bytes / top.cache;
-  const double peak = c.dots ? top.dot_flops : top.flops;
+  const double peak = c.weights.has_value() && *c.weights != DType::kF32
+                          ? top.dot_flops[*c.weights == DType::kI8A8]
+                          : top.flops;
   const double floor = std::max(moved, peak > 0 ? c.flops / peak : 0);
   const double gigabytes = (c.memory_bytes + c.cache_bytes) / t.median / 1e9,
                gigaflops = c.flops / t.median / 1e9;
@@ -364,8 +366,9 @@ Options ParseOptions(int argc, char** argv) {
     if (key == "--json") options.json = value;
     if (key == "--types") {
       options.types.clear();
-      for (DType type : {DType::kBF16, DType::kI8, DType::kF32}) {
-        if (value.find(NameOf(type)) != std::string::npos) options.types.push_back(type);
+      for (const absl::string_view name : absl::StrSplit(value, ',')) {
+        const std::optional<DType> type = WeightsOf(std::string(name));
+        if (type.has_value()) options.types.push_back(*type);
       }
     }
     if (key == "--clock") use_thread_time = value == "thread";
@@ -391,18 +394,22 @@ int Main(int argc, char** argv) {
   top.memory = ReadBandwidth(*device, *stream, int64_t{256} << 20);
   top.cache = ReadBandwidth(*device, *stream, int64_t{512} << 10);
   top.flops = PeakFlops(*stream, device->info().tier);
-  top.dot_flops = PeakFlops(*stream, device->info().tier, DType::kBF16);
+  top.dot_flops[0] = PeakFlops(*stream, device->info().tier, DType::kBF16);
+  top.dot_flops[1] = PeakFlops(*stream, device->info().tier, DType::kI8A8);
   std::printf(
       "tier %s, %d threads; read %.1f GB/s from memory, %.1f GB/s from cache; fp32 peak %.1f, "
-      "for bf16 %.1f GFLOP/s\n",
+      "for bf16 %.1f, for 8 bits %.1f GFLOP/s\n",
       device->info().tier.c_str(), device->info().threads, top.memory / 1e9, top.cache / 1e9,
-      top.flops / 1e9, top.dot_flops / 1e9);
-  nlohmann::json report = {
-      {"tier", device->info().tier},         {"threads", device->info().threads},
-      {"memory_gb_per_s", top.memory / 1e9}, {"cache_gb_per_s", top.cache / 1e9},
-      {"peak_gflop_per_s", top.flops / 1e9}, {"bf16_peak_gflop_per_s", top.dot_flops / 1e9}};
+      top.flops / 1e9, top.dot_flops[0] / 1e9, top.dot_flops[1] / 1e9);
+  nlohmann::json report = {{"tier", device->info().tier},
+                           {"threads", device->info().threads},
+                           {"memory_gb_per_s", top.memory / 1e9},
+                           {"cache_gb_per_s", top.cache / 1e9},
+                           {"peak_gflop_per_s", top.flops / 1e9},
+                           {"bf16_peak_gflop_per_s", top.dot_flops[0] / 1e9},
+                           {"int8a8_peak_gflop_per_s", top.dot_flops[1] / 1e9}};
   for (DType dtype : options.types) {
-    const char* name = NameOf(dtype);
+    const char* name = NameOfWeights(dtype);
     std::printf(
         "\nweights %s\ntokens operator %23s us %7s best %6s GB/s GFLOP/s %8s us ratio  best  "
         "hash\n",

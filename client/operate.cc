@@ -205,7 +205,7 @@ void AddModels(CLI::App* app, Context* context) {
   load->add_option("path", options->path, "file in the server's control.model_folders")->required();
   load->add_option("--name", options->name, "name for clients; else the file's")->type_name("NAME");
   load->add_option("--weights", options->weights, "type in memory")
-      ->check(CLI::IsMember({"auto", "bf16", "fp32", "int8"}));
+      ->check(CLI::IsMember({"auto", "bf16", "fp32", "int8", "int8a8"}));
   load->add_flag("--replace", options->replace,
                  "take the place of the model of this name; its requests run to their end");
 

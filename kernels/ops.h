@@ -18,11 +18,11 @@
 
 namespace skein::kernels {
 
-// kI8 is for packed weights alone: q * scale, one scale for each output and 64 inputs.
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
-inline constexpr int64_t SizeOf(DType t) {
-  return t == DType::kF32 ? 4 : (t == DType::kI8 ? 1 : 2);
-}
+// kI8 and kI8A8 are for packed weights alone: q * scale, one scale for each output and 64 inputs.
+// With kI8A8 a product takes its x in 8 bits too.
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kI8A8 = 4 };
+inline constexpr bool IsInt8(DType t) { return t == DType::kI8 || t == DType::kI8A8; }
+inline constexpr int64_t SizeOf(DType t) { return t == DType::kF32 ? 4 : (IsInt8(t) ? 1 : 2); }
 
 // A ragged batch: row r owns tokens [offsets[r], offsets[r+1]), at least one, in order of time, and
 // the state in slot slots[r] (distinct among the rows). Prefill chunks and single decode tokens
@@ -92,17 +92,17 @@ struct FinalNormParams {
 struct PackedMatrix {
   int32_t O = 0;
   int32_t K = 0;
-  DType dtype = DType::kF32;   // kF32, kBF16 or kI8
+  DType dtype = DType::kF32;   // kF32, kBF16, kI8 or kI8A8
   const void* data = nullptr;  // packed bytes, owned by the model's buffer
 };
 
 struct PackParams {
   const void* source = nullptr;  // [O, K] row-major, or [K, O] when transposed; may be unaligned
-  DType source_dtype = DType::kF32;  // any but kI8
+  DType source_dtype = DType::kF32;  // any but int8
   bool transposed = false;           // RWKV-7's low-rank matrices are stored [in, out]
   int32_t O = 0;
   int32_t K = 0;
-  DType dtype = DType::kF32;  // to store: kF32, kBF16 (rounded to nearest even) or kI8
+  DType dtype = DType::kF32;  // to store: kF32, kBF16 (rounded to nearest even) or int8
   void* out = nullptr;        // packed_bytes(O, K, dtype) bytes
 };
 
@@ -110,8 +110,8 @@ enum class Activation : uint8_t { kNone, kTanh, kSigmoid, kReluSquared };
 
 // y[t, o] = act(bias[o] + sum_k x[t, k] * w[o, k]). Overwrites y. When w is bf16 or int8, x is
 // rounded to bf16 first; sums are fp32. int8: the sum over each 64 k of x * q is multiplied by its
-// scale; the tier "amx" then holds those 64 of x in fixed point of 14 bits and a sign. Any T, O, K
-// >= 1.
+// scale; the tier "amx" then holds those 64 of x in fixed point of 14 bits and a sign. kI8A8: those
+// 64 of x become whole numbers of 8 bits times a 127th of the largest. Any T, O, K >= 1.
 struct MatmulParams {
   const float* x = nullptr;  // [T, K], rows x_stride apart
   int64_t x_stride = 0;

@@ -71,7 +71,8 @@ void AddAuth(YamlSchema* s, AuthConfig* a) {
 void AddSource(YamlSchema* s, ModelSource* m) {
   s->Add("path", &m->path, "checkpoint, .safetensors or .pth");
   s->Add("name", &m->name, "name that clients see; empty: from the file's name");
-  s->AddChoice("weights", &m->weights, {"auto", "bf16", "fp32", "int8"}, "as in model.weights");
+  s->AddChoice("weights", &m->weights, {"auto", "bf16", "fp32", "int8", "int8a8"},
+               "as in model.weights");
   s->Add("vocabulary", &m->vocabulary, "as in model.vocabulary");
 }
 
@@ -95,9 +96,10 @@ void AddControl(YamlSchema* s, ServerConfig* c) {
 void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
   s->Add("model.path", &m->path, "checkpoint, .safetensors or .pth");
   s->Add("model.name", &m->name, "name that clients see; empty: from the file's name");
-  s->AddChoice(
-      "model.weights", &m->weights, {"auto", "bf16", "fp32", "int8"},
-      "type of the weights in memory; auto: as stored (fp16 becomes fp32); int8: made at load");
+  s->AddChoice("model.weights", &m->weights, {"auto", "bf16", "fp32", "int8", "int8a8"},
+               "type of the weights in memory; auto: as stored (fp16 becomes fp32); int8: made at "
+               "load; int8a8: "
+               "and products of 8 bits");
   s->Add("model.vocabulary", &m->vocabulary, "World vocabulary file, for checkpoints without one");
   s->Add("cpu.threads", &cpu->threads, Ints(0, 1024),
          "threads of the model; 0: all of this process");

@@ -10,7 +10,8 @@ constexpr size_t kMaxModelName = 128;
 constexpr int64_t kLongestDrain = 366 * 24 * 3600;  // seconds
 
 bool IsWeightType(const std::string& weights) {
-  return weights == "auto" || weights == "bf16" || weights == "fp32" || weights == "int8";
+  return weights == "auto" || weights == "bf16" || weights == "fp32" || weights == "int8" ||
+         weights == "int8a8";
 }
 
 }  // namespace
@@ -28,7 +29,7 @@ absl::StatusOr<ModelSource> ToModelSource(const v1::LoadModelRequest& in) {
   CheckId(in.name(), "name", kMaxModelName, /*allow_empty=*/true, &bad);
   out.name = in.name();
   if (!in.weights().empty()) out.weights = in.weights();
-  if (!IsWeightType(out.weights)) bad.Add("weights", "must be auto, bf16, fp32 or int8");
+  if (!IsWeightType(out.weights)) bad.Add("weights", "must be auto, bf16, fp32, int8 or int8a8");
   if (!bad.empty()) return bad.ToStatus();
   return out;
 }

@@ -25,6 +25,7 @@ engine::DType WeightsFor(const std::string& choice, const engine::Checkpoint& ch
   if (choice == "bf16") return engine::DType::kBF16;
   if (choice == "fp32") return engine::DType::kF32;
   if (choice == "int8") return engine::DType::kI8;
+  if (choice == "int8a8") return engine::DType::kI8A8;
   const engine::TensorView* embedding = checkpoint.Find("emb.weight");
   const bool bf16 = embedding != nullptr && embedding->dtype == engine::DType::kBF16;
   return bf16 ? engine::DType::kBF16 : engine::DType::kF32;
@@ -32,6 +33,7 @@ engine::DType WeightsFor(const std::string& choice, const engine::Checkpoint& ch
 
 const char* Name(engine::DType type) {
   if (type == engine::DType::kI8) return "int8";
+  if (type == engine::DType::kI8A8) return "int8a8";
   return type == engine::DType::kBF16 ? "bf16" : "fp32";
 }
 

@@ -4,7 +4,8 @@
 // read bandwidth and the products at the peak of the tier, both measured in this run by all its
 // threads.
 //
-//   skein_peer MODEL fp32|bf16|int8 --json FILE [--threads N] [--tier NAME] [--rows 1,4,16,32]
+//   skein_peer MODEL fp32|bf16|int8|int8a8 --json FILE [--threads N] [--tier NAME] [--rows
+//   1,4,16,32]
 //              [--prefill 256] [--seconds 2] [--logits FILE --prompt 1,2,3]
 
 #include <CLI/CLI.hpp>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "bench/ceilings.h"
+#include "bench/weights.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 #include "engine/models/model.h"
@@ -142,9 +144,7 @@ absl::Status Run(const Options& options) {
   const auto device = kernels::NewCpuDevice({options.threads, options.tier}, &error);
   if (device == nullptr) return absl::InvalidArgumentError(error);
   ModelOptions load;
-  load.weights = options.weights == "fp32"
-                     ? DType::kF32
-                     : (options.weights == "int8" ? DType::kI8 : DType::kBF16);
+  load.weights = *bench::WeightsOf(options.weights);
   const auto prompt = static_cast<int32_t>(options.prompt.size());
   load.max_rows = *std::max_element(options.rows.begin(), options.rows.end());
   load.max_tokens = std::max({options.prefill, load.max_rows, prompt});
@@ -162,7 +162,7 @@ int Main(int argc, char** argv) {
   app.add_option("model", options.model, "checkpoint")->required();
   app.add_option("weights", options.weights)
       ->required()
-      ->check(CLI::IsMember({"fp32", "bf16", "int8"}));
+      ->check(CLI::IsMember({"fp32", "bf16", "int8", "int8a8"}));
   app.add_option("--json", options.json, "figures go there")->required();
   app.add_option("--threads", options.threads, "0: all that the process may use");
   app.add_option("--tier", options.tier, "empty: $SKEIN_CPU, or the best");

@@ -81,7 +81,8 @@ void TensorView::CopyToF32(float* out) const {
       case DType::kF16:
         ConvertRow<uint16_t>(source, n, stride, out, [](uint16_t bits) { return WidenF16(bits); });
         break;
-      case DType::kI8:  // no file has it
+      case DType::kI8:  // no file has them
+      case DType::kI8A8:
         break;
     }
     out += n;

@@ -18,10 +18,10 @@
 namespace skein::engine {
 
 struct ModelOptions {
-  DType weights = DType::kBF16;  // kF32, kBF16 or kI8 (rwkv7: of the large matrices)
-  int32_t max_tokens = 512;      // of one step, all rows together
-  int32_t max_rows = 64;         // of one step
-  int32_t max_logits = 64;       // rows of logits of one step
+  DType weights = DType::kBF16;                   // not kF16; int8 (rwkv7: of the large matrices)
+  int32_t max_tokens = 512;                       // of one step, all rows together
+  int32_t max_rows = 64;                          // of one step
+  int32_t max_logits = 64;                        // rows of logits of one step
   std::function<void(double fraction)> progress;  // of loading; may be empty
   std::function<bool()> wanted = nullptr;         // false: loading ends with CANCELLED
 };

@@ -35,7 +35,7 @@ class WeightLoader {
   }
   // Row-major in table_dtype() (the embedding, from which rows are gathered).
   const void* Table(const std::string& name);
-  DType table_dtype() const { return dtype_ == DType::kI8 ? DType::kBF16 : dtype_; }
+  DType table_dtype() const { return IsInt8(dtype_) ? DType::kBF16 : dtype_; }
 
   const absl::Status& status() const { return status_; }
   int64_t bytes() const { return bytes_; }

@@ -95,6 +95,19 @@ struct Zmm {
   }
 };
 
+// What W8A8 has of 512 bits: x in 8 bits.
+struct ZmmInts : Zmm {
+  using Ints = __m512i;
+  static Ints Splat(int32_t x) { return _mm512_set1_epi32(x); }
+  static Vec Floats(Ints sum) { return _mm512_cvtepi32_ps(sum); }
+  static void Quantize(const float* x, float inverse, int8_t* q) {
+    for (int64_t i = 0; i < kGroupSize; i += kLanes) {
+      const Ints v = _mm512_cvtps_epi32(_mm512_mul_ps(Load(x + i), _mm512_set1_ps(inverse)));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(v));
+    }
+  }
+};
+
 struct FloatWords {
   static __m256 Words(const float* x) { return _mm256_loadu_ps(x); }
   static float Word(const float* x, int64_t) { return *x; }

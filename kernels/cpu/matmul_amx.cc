@@ -95,6 +95,9 @@ class Tiles {
     __asm__ volatile("" ::: "memory");  // what was read of them stays before
     Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
   }
+  static void Quantize(const float* x, float inverse, int8_t* q) {
+    ZmmInts::Quantize(x, inverse, q);
+  }
   static void Activate(float* values, Activation activation) {
     _mm512_storeu_ps(values, Zmm::Activate(_mm512_loadu_ps(values), activation));
   }
@@ -108,7 +111,8 @@ struct Tier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
     if (dtype == DType::kBF16) return f(TileKernel<Tiles>{});
-    if (dtype == DType::kI8) return f(Int8TileKernel<Tiles>{});
+    if (dtype == DType::kI8) return f(Int8TileKernel<Tiles, TwoBytes>{});
+    if (dtype == DType::kI8A8) return f(Int8TileKernel<Tiles, OneByte>{});
     return f(VectorKernel<FusedF32>{});
   }
 };

@@ -2,6 +2,7 @@
 // fp32 in registers. See matmul_vector.h.
 
 #include "kernels/cpu/lanes_avx2.h"
+#include "kernels/cpu/matmul_int8a8_vector.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx2.h"
 #include "kernels/cpu/simd_avx2.h"
@@ -79,10 +80,45 @@ struct I8 : Kind<DType::kI8, int8_t>, RoundedWords {
   }
 };
 
+// x and weights widened to 16 bits, products of pairs added to 32.
+struct A8 : Ymm {
+  using Ints = __m256i;
+  static constexpr int64_t kStep = 2;
+  static constexpr int kMaxRows = 6, kOffset = 0;
+  static int8_t Store(int8_t q) { return q; }
+  static void Load(const int8_t* w, Ints* v) {
+    for (int half = 0; half < 2; ++half)
+      v[half] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + half));
+  }
+  static int32_t Word(const int8_t* q) {
+    return static_cast<int32_t>(static_cast<uint16_t>(q[0]) | static_cast<uint32_t>(q[1]) << 16);
+  }
+  static Ints Splat(int32_t x) { return _mm256_set1_epi32(x); }
+  static Ints Dot(Ints sum, Ints w, Ints x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+  }
+  static Vec Floats(Ints sum) { return _mm256_cvtepi32_ps(sum); }
+  static void Quantize(const float* x, float inverse, int8_t* q) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int64_t i = 0; i < kGroupSize; i += 32) {
+      __m256i v[4];
+      for (int j = 0; j < 4; ++j) {
+        v[j] = _mm256_cvtps_epi32(
+            _mm256_mul_ps(_mm256_load_ps(x + i + 8 * j), _mm256_set1_ps(inverse)));
+      }
+      const __m256i bytes =
+          _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + i),
+                          _mm256_permutevar8x32_epi32(bytes, order));
+    }
+  }
+};
+
 struct Tier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
     if (dtype == DType::kBF16) return f(VectorKernel<BF16>{});
+    if (dtype == DType::kI8A8) return f(A8VectorKernel<A8>{});
     if (dtype == DType::kI8) return f(VectorKernel<I8>{});
     return f(VectorKernel<F32>{});
   }

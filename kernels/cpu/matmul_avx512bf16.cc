@@ -5,6 +5,7 @@
 // AVX512-VBMI. See matmul_vector.h.
 
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/matmul_int8a8_vector.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx512.h"
 
@@ -95,10 +96,29 @@ struct I8 : Kind<DType::kI8, int8_t> {
   }
 };
 
+// Products of four by AVX512-VNNI, which takes one side without a sign: 128 is added to weights,
+// and taken off again where a sum starts.
+struct A8 : ZmmInts {
+  static constexpr int64_t kStep = 4;
+  static constexpr int kMaxRows = 12, kOffset = 128;
+  static int8_t Store(int8_t q) { return static_cast<int8_t>(q ^ -128); }
+  static void Load(const int8_t* w, Ints* v) {
+    v[0] = _mm512_load_si512(w);
+    v[1] = _mm512_load_si512(w + 64);
+  }
+  static int32_t Word(const int8_t* q) {
+    int32_t word;
+    std::memcpy(&word, q, sizeof(word));
+    return word;
+  }
+  static Ints Dot(Ints sum, Ints w, Ints x) { return _mm512_dpbusd_epi32(sum, w, x); }
+};
+
 struct Tier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
     if (dtype == DType::kBF16) return f(VectorKernel<BF16>{});
+    if (dtype == DType::kI8A8) return f(A8VectorKernel<A8>{});
     if (dtype == DType::kI8) return f(VectorKernel<I8>{});
     return f(VectorKernel<FusedF32>{});
   }

@@ -1,17 +1,20 @@
 #pragma once
-// The matmul kernel of int8 weights in tile registers (AMX-INT8), for matmul_amx.cc and its test
+// The matmul kernels of int8 weights in tile registers (AMX-INT8), for matmul_amx.cc and its test
 // only. A tile is up to 16 rows of 64 bytes: bytes of x for 64 k, 16 quads of k by 16 outputs of
 // weights, or sums of 32 bits. Weights go from memory to their tiles as they are.
 //
-// x stays as exact as the weights deserve: the 64 k of a row that share a scale of weights are held
-// in fixed point of 14 bits and a sign, whose unit is the power of two that their largest needs.
-// Its high and its low byte, both signed, are two rows of a tile, and the whole numbers that come
-// of them are joined again without loss:
+// With weights of int8 alone (TwoBytes) x stays as exact as the weights deserve: the 64 k of a row
+// that share a scale of weights are held in fixed point of 14 bits and a sign, whose unit is the
+// power of two that their largest needs. Its high and its low byte, both signed, are two rows of a
+// tile, and the whole numbers that come of them are joined again without loss:
 //
 //   sum_k x q = unit * (256 * sum_k high q + sum_k low q),   |...| <= 64 * 127 * 2^14 < 2^31
 //
 // A bf16 down to 1/64 of the largest is held exactly; a smaller one is off by at most 1/2^14 of the
 // largest, a small part of what rounding the weights to int8 takes from their product.
+//
+// W8A8 (OneByte): x is whole numbers of 8 bits times a unit (StepOf in number_format.h), one row of
+// a tile.
 //
 // An output element is a chain over groups of 64 k, each times its unit and its scale. A row of a
 // tile is computed by itself, so results depend neither on the number of rows nor on threads.
@@ -23,6 +26,7 @@
 //                                    [16][4]
 //   B::StoreInts<kBlocks>(sums)      of the last Multiply: [block][rows][32]
 //   B::Narrow(x, out)                32 floats to bf16
+//   B::Quantize(x, inverse, q)       64 numbers x * inverse, to the nearest
 //   B::Activate(values, activation)  16 floats
 
 #include <cstdint>
@@ -35,88 +39,23 @@
 namespace skein::kernels {
 namespace {
 
-template <class B>
-class Int8TileKernel {
-  // A row of x is two rows of a tile.
-  static constexpr int64_t kMaxRows = 8, kHalf = 16;
-  static constexpr int64_t kTile = kHalf * kGroupSize;  // weights of one half and one group
-  static constexpr int64_t kBlocks = 32;                // blocks that go over a panel at once
-  static constexpr int64_t kAhead = 4096, kLine = 64;   // bytes
+// Forms of a row of x. Pack fills its rows of a tile, which lie `stride` apart, and its unit; Join
+// makes one number of the sums of those rows.
 
- public:
-  static constexpr int64_t kPanel = 2 * kHalf;
-
- private:
-  struct Weights {            // one group of a panel
-    uint16_t scales[kPanel];  // bf16
-    int8_t q[2 * kTile];
-  };
-  struct Units {  // of one group of a block of x; [rows] high and [rows] low rows of bytes follow
-    float of_row[16];
-  };
-  static_assert(sizeof(Weights) % kLine == 0 && sizeof(Units) == kLine);
-
- public:
-  static int64_t PanelBytes(int64_t K) { return Groups(K) * int64_t{sizeof(Weights)}; }
-
-  static void PackPanel(const PackParams& p, int64_t panel, char* out) {
-    for (int64_t group = 0; group < Groups(p.K); ++group) {
-      auto* weights = reinterpret_cast<Weights*>(out) + group;
-      for (int64_t j = 0; j < kPanel; ++j) {
-        const int64_t o = panel * kPanel + j;
-        float values[kGroupSize], largest = 0;
-        for (int64_t i = 0; i < kGroupSize; ++i) {
-          const int64_t k = group * kGroupSize + i;
-          values[i] = o < p.O && k < p.K ? LoadSource(p, o, k) : 0.0f;
-          largest = Larger(largest, values[i]);
-        }
-        weights->scales[j] = ScaleOf(largest);
-        int8_t* q = weights->q + j / kHalf * kTile + j % kHalf * 4;
-        for (int64_t i = 0; i < kGroupSize; ++i)
-          q[i / 4 * kHalf * 4 + i % 4] = Quantize(values[i], FromBF16(weights->scales[j]));
-      }
-    }
+struct OneByte {
+  static constexpr int64_t kTileRows = 1;
+  template <class B>
+  static void Pack(const float* x, int64_t depth, float* unit, int8_t* row, int64_t) {
+    *unit = QuantizeInput<B>(x, depth, row);
   }
+  static int32_t Join(const int32_t* sum, int64_t) { return *sum; }
+};
 
-  static int64_t Blocks(int64_t T) { return CeilDiv(T, kMaxRows); }
-  static int64_t InputBytes(int64_t T, int64_t K) {
-    return Blocks(T) * Groups(K) * GroupBytes(Rows(T));
-  }
-  static double Nanoseconds(int64_t T) {
-    const double read = 0.05 * kPanel, add = 0.1 * static_cast<double>(T);
-    return read > add ? read : add;
-  }
-
-  // [block][group]: units and bytes.
-  static void PackRows(const MatmulParams& p, int64_t begin, int64_t end, char* packed) {
-    const int64_t K = p.w.K, rows = Rows(p.T);
-    for (int64_t row = begin * rows; row < end * rows; ++row) {
-      char* to = packed + row / rows * Groups(K) * GroupBytes(rows);
-      for (int64_t k = 0; k < K; k += kGroupSize, to += GroupBytes(rows)) {
-        const int64_t depth = row < p.T ? Least(kGroupSize, K - k) : 0;
-        auto* bytes = reinterpret_cast<int8_t*>(to) + sizeof(Units);
-        PackGroup(p.x + row * p.x_stride + k, depth,
-                  reinterpret_cast<Units*>(to)->of_row + row % rows,
-                  bytes + row % rows * kGroupSize, bytes + (rows + row % rows) * kGroupSize);
-      }
-    }
-  }
-
-  static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
-    B::Begin(static_cast<int>(2 * Rows(p.T)));
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t block = 0; block < Blocks(p.T); block += kBlocks)
-        Panel(p, packed, panel, block, Least(block + kBlocks, Blocks(p.T)));
-    }
-    B::End();
-  }
-
- private:
-  static int64_t Groups(int64_t K) { return CeilDiv(K, kGroupSize); }
-  static int64_t Rows(int64_t T) { return RowsOfBlock(T, Blocks(T)); }
-  static int64_t GroupBytes(int64_t rows) { return int64_t{sizeof(Units)} + rows * 2 * kGroupSize; }
-
-  static void PackGroup(const float* x, int64_t depth, float* unit, int8_t* high, int8_t* low) {
+struct TwoBytes {
+  static constexpr int64_t kTileRows = 2;
+  template <class B>
+  static void Pack(const float* x, int64_t depth, float* unit, int8_t* high, int64_t stride) {
+    int8_t* low = high + stride;
     alignas(64) float values[kGroupSize] = {};
     alignas(64) uint16_t rounded[kGroupSize];
     for (int64_t i = 0; i < depth; ++i) values[i] = x[i];
@@ -147,6 +86,82 @@ class Int8TileKernel {
       high[i] = static_cast<int8_t>((q + 128) >> 8);
       low[i] = static_cast<int8_t>(q);
     }
+  }
+  static int32_t Join(const int32_t* high, int64_t stride) { return *high * 256 + high[stride]; }
+};
+
+template <class B, class Form>
+class Int8TileKernel {
+  static constexpr int64_t kMaxRows = 16 / Form::kTileRows, kHalf = 16;
+  static constexpr int64_t kTile = kHalf * kGroupSize;  // weights of one half and one group
+  static constexpr int64_t kBlocks = 32;                // blocks that go over a panel at once
+  static constexpr int64_t kAhead = 4096, kLine = 64;   // bytes
+
+ public:
+  static constexpr int64_t kPanel = 2 * kHalf;
+
+ private:
+  struct Weights {            // one group of a panel
+    uint16_t scales[kPanel];  // bf16
+    int8_t q[2 * kTile];
+  };
+  struct Units {  // of one group of a block of x; kTileRows times [rows] rows of bytes follow
+    float of_row[16];
+  };
+  static_assert(sizeof(Weights) % kLine == 0 && sizeof(Units) == kLine);
+
+ public:
+  static int64_t PanelBytes(int64_t K) { return Groups(K) * int64_t{sizeof(Weights)}; }
+
+  static void PackPanel(const PackParams& p, int64_t panel, char* out) {
+    for (int64_t group = 0; group < Groups(p.K); ++group) {
+      auto* weights = reinterpret_cast<Weights*>(out) + group;
+      for (int64_t j = 0; j < kPanel; ++j) {
+        int8_t values[kGroupSize], *q = weights->q + j / kHalf * kTile + j % kHalf * 4;
+        weights->scales[j] = QuantizeWeights(p, panel * kPanel + j, group * kGroupSize, values);
+        for (int64_t i = 0; i < kGroupSize; ++i) q[i / 4 * kHalf * 4 + i % 4] = values[i];
+      }
+    }
+  }
+
+  static int64_t Blocks(int64_t T) { return CeilDiv(T, kMaxRows); }
+  static int64_t InputBytes(int64_t T, int64_t K) {
+    return Blocks(T) * Groups(K) * GroupBytes(Rows(T));
+  }
+  static double Nanoseconds(int64_t T) {
+    const double read = 0.05 * kPanel, add = 0.1 * static_cast<double>(T);
+    return read > add ? read : add;
+  }
+
+  // [block][group]: units and bytes.
+  static void PackRows(const MatmulParams& p, int64_t begin, int64_t end, char* packed) {
+    const int64_t K = p.w.K, rows = Rows(p.T);
+    for (int64_t row = begin * rows; row < end * rows; ++row) {
+      char* to = packed + row / rows * Groups(K) * GroupBytes(rows);
+      for (int64_t k = 0; k < K; k += kGroupSize, to += GroupBytes(rows)) {
+        const int64_t depth = row < p.T ? Least(kGroupSize, K - k) : 0;
+        auto* bytes = reinterpret_cast<int8_t*>(to) + sizeof(Units);
+        Form::template Pack<B>(p.x + row * p.x_stride + k, depth,
+                               reinterpret_cast<Units*>(to)->of_row + row % rows,
+                               bytes + row % rows * kGroupSize, rows * kGroupSize);
+      }
+    }
+  }
+
+  static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
+    B::Begin(static_cast<int>(Form::kTileRows * Rows(p.T)));
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t block = 0; block < Blocks(p.T); block += kBlocks)
+        Panel(p, packed, panel, block, Least(block + kBlocks, Blocks(p.T)));
+    }
+    B::End();
+  }
+
+ private:
+  static int64_t Groups(int64_t K) { return CeilDiv(K, kGroupSize); }
+  static int64_t Rows(int64_t T) { return RowsOfBlock(T, Blocks(T)); }
+  static int64_t GroupBytes(int64_t rows) {
+    return int64_t{sizeof(Units)} + Form::kTileRows * rows * kGroupSize;
   }
 
   static void Panel(const MatmulParams& p, const char* packed, int64_t panel, int64_t first,
@@ -189,7 +204,7 @@ class Int8TileKernel {
     const Units* units[2] = {};
     const uint16_t* scales = nullptr;
     float* totals = nullptr;
-    alignas(64) int32_t sums[2 * 2 * kMaxRows * kPanel];  // [block][high and low rows][kPanel]
+    alignas(64) int32_t sums[2 * 16 * kPanel];  // [block][rows of a tile][kPanel]
   };
 
   static void AddScaled(const Pending& from, int64_t rows) {
@@ -197,14 +212,12 @@ class Int8TileKernel {
     float scales[kPanel];
     for (int64_t j = 0; j < kPanel; ++j) scales[j] = FromBF16(from.scales[j]);
     for (int block = 0; block < 2 && from.units[block] != nullptr; ++block) {
-      const int32_t* sums = from.sums + block * 2 * rows * kPanel;
+      const int32_t* sums = from.sums + block * Form::kTileRows * rows * kPanel;
       float* totals = from.totals + block * rows * kPanel;
       for (int64_t r = 0; r < rows; ++r) {
-        const int32_t* high = sums + r * kPanel;
-        const int32_t* low = high + rows * kPanel;
         const float unit = from.units[block]->of_row[r];
         for (int64_t j = 0; j < kPanel; ++j) {
-          const auto whole = static_cast<float>(high[j] * 256 + low[j]);
+          const auto whole = static_cast<float>(Form::Join(sums + r * kPanel + j, rows * kPanel));
           totals[r * kPanel + j] += whole * (unit * scales[j]);
         }
       }

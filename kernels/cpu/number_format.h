@@ -73,6 +73,31 @@ inline int8_t Quantize(float w, float scale) {
   return static_cast<int8_t>(shifted - 12582912.0f);
 }
 
+// W8A8: 64 numbers of x are q * unit with |q| <= 127. Infinity and NaN spoil their group; what lies
+// below 1e-30 is zero.
+struct Step8 {
+  float unit, inverse;  // 1 / unit, or 0
+};
+inline Step8 StepOf(float largest) {
+  if (!(largest <= 3.402823466e38f)) return {FloatOf(0x7fc00000u), 0.0f};
+  if (largest < 1e-30f) return {0.0f, 0.0f};
+  return {largest / 127.0f, 127.0f / largest};
+}
+
+// Makes `depth` <= 64 numbers whole, filled up with zeros; returns their unit. B::Quantize(x,
+// inverse, q) rounds 64 products x * inverse.
+template <class B>
+float QuantizeInput(const float* x, int64_t depth, int8_t* q) {
+  alignas(64) float values[kGroupSize] = {};
+  std::memcpy(values, x, static_cast<size_t>(depth) * sizeof(float));
+  uint32_t bits[kGroupSize], largest = 0;
+  std::memcpy(bits, values, sizeof(bits));
+  for (const uint32_t b : bits) largest = (b & 0x7fffffffu) > largest ? b & 0x7fffffffu : largest;
+  const Step8 step = StepOf(FloatOf(largest));
+  B::Quantize(values, step.inverse, q);
+  return step.unit;
+}
+
 // Element `i` of an array that may be unaligned.
 inline float LoadElement(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::kF32) {
@@ -88,6 +113,20 @@ inline float LoadElement(const void* data, DType dtype, int64_t i) {
 // Element (o, k) of the matrix that `p` names, whichever way it is stored.
 inline float LoadSource(const PackParams& p, int64_t o, int64_t k) {
   return LoadElement(p.source, p.source_dtype, p.transposed ? k * p.O + o : o * p.K + k);
+}
+
+// The group of output o from k on, as whole numbers; what lies beyond the matrix is zero. Returns
+// its scale.
+[[maybe_unused]] inline uint16_t QuantizeWeights(const PackParams& p, int64_t o, int64_t k,
+                                                 int8_t* q) {
+  float values[kGroupSize], largest = 0;
+  for (int64_t i = 0; i < kGroupSize; ++i) {
+    values[i] = o < p.O && k + i < p.K ? LoadSource(p, o, k + i) : 0.0f;
+    largest = Larger(largest, values[i]);
+  }
+  const uint16_t scale = ScaleOf(largest);
+  for (int64_t i = 0; i < kGroupSize; ++i) q[i] = Quantize(values[i], FromBF16(scale));
+  return scale;
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ int64_t Groups(int64_t K) { return (K + kGroupSize - 1) / kGroupSize; }
 int64_t ScalesAt(int64_t O, int64_t K) { return (O * K + 1) / 2 * 2; }
 
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype) {
-  if (dtype == DType::kI8) return ScalesAt(O, K) + O * Groups(K) * SizeOf(DType::kBF16);
+  if (IsInt8(dtype)) return ScalesAt(O, K) + O * Groups(K) * SizeOf(DType::kBF16);
   return int64_t{O} * K * SizeOf(dtype);
 }
 
@@ -72,7 +72,7 @@ void PackInt8Row(const PackParams& p, int64_t o) {
 void Pack(const PackParams& p, Stream& stream) {
   ForRange(stream, p.O, GrainFor(2.0 * p.K), [&p](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      if (p.dtype == DType::kI8) {
+      if (IsInt8(p.dtype)) {
         PackInt8Row(p, o);
         continue;
       }
@@ -150,6 +150,31 @@ S Int8Sum(const PackedMatrix& w, int64_t o, const float* x) {
   return sum;
 }
 
+// x in 8 bits too: whole numbers, exact, for each 64 k.
+template <typename S>
+S Int8A8Sum(const PackedMatrix& w, int64_t o, const float* x) {
+  const auto* q = static_cast<const int8_t*>(w.data) + o * w.K;
+  const char* scales = static_cast<const char*>(w.data) + ScalesAt(w.O, w.K);
+  S sum = 0;
+  for (int64_t begin = 0; begin < w.K; begin += kGroupSize) {
+    const int64_t end = begin + kGroupSize < w.K ? begin + kGroupSize : w.K;
+    uint32_t largest = 0;  // as bits, among which NaN is above all numbers
+    for (int64_t k = begin; k < end; ++k) {
+      const uint32_t size = BitsOf(x[k]) & 0x7fffffffu;
+      largest = size > largest ? size : largest;
+    }
+    const Step8 step = StepOf(FloatOf(largest));
+    int32_t group = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      const float whole = step.inverse == 0 ? 0.0f : std::nearbyint(x[k] * step.inverse);
+      group += static_cast<int32_t>(whole) * q[k];
+    }
+    const S scale = S(LoadElement(scales, DType::kBF16, o * Groups(w.K) + begin / kGroupSize));
+    sum += S(group) * (S(step.unit) * scale);
+  }
+  return sum;
+}
+
 template <typename S>
 S FloatSum(const PackedMatrix& w, int64_t o, const float* x) {
   const bool bf16 = w.dtype == DType::kBF16;
@@ -166,7 +191,9 @@ void Matmul(const MatmulParams& p, int64_t begin, int64_t end) {
   for (int64_t t = 0; t < p.T; ++t) {
     const float* x = p.x + t * p.x_stride;
     for (int64_t o = begin; o < end; ++o) {
-      S sum = p.w.dtype == DType::kI8 ? Int8Sum<S>(p.w, o, x) : FloatSum<S>(p.w, o, x);
+      S sum = p.w.dtype == DType::kI8     ? Int8Sum<S>(p.w, o, x)
+              : p.w.dtype == DType::kI8A8 ? Int8A8Sum<S>(p.w, o, x)
+                                          : FloatSum<S>(p.w, o, x);
       if (p.bias != nullptr) sum += S(p.bias[o]);
       p.y[t * p.y_stride + o] = static_cast<float>(Activate(sum, p.activation));
     }

@@ -154,13 +154,14 @@ std::vector<std::string> Tiers() {
 
 INSTANTIATE_TEST_SUITE_P(Tiers, Rwkv7EngineTest,
                          ::testing::Combine(::testing::ValuesIn(Tiers()),
-                                            ::testing::Values(DType::kF32, DType::kBF16,
-                                                              DType::kI8)),
+                                            ::testing::Values(DType::kF32, DType::kBF16, DType::kI8,
+                                                              DType::kI8A8)),
                          [](const auto& info) {
                            return std::get<0>(info.param) +
                                   (std::get<1>(info.param) == DType::kF32    ? "_fp32"
                                    : std::get<1>(info.param) == DType::kBF16 ? "_bf16"
-                                                                             : "_int8");
+                                   : std::get<1>(info.param) == DType::kI8   ? "_int8"
+                                                                             : "_int8a8");
                          });
 
 }  // namespace

@@ -51,7 +51,7 @@ class Layer {
     for (SampleRow& row : rows) row.top_p = 0.9f;
     results.resize(kMaxT);
     greedy.resize(kMaxT);
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8})
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kI8A8})
       heads.emplace_back(ops, table, V, C, dtype, stream);
   }
 

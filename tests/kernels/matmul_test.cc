@@ -17,7 +17,7 @@ const std::vector<Shape> kShapes = {
     {250, 20, 300}, {1, 512, 768}, {29, 768, 33}, {1, 1000, 64},  {2, 130, 96},
 };
 
-const DType kTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
+const DType kTypes[] = {DType::kF32, DType::kBF16, DType::kI8, DType::kI8A8};
 
 // One product on one tier; y has a gap of 3 between its rows, x one of 5.
 Floats RunOnce(const OpTable& ops, const Shape& s, DType dtype, Activation activation, bool bias,
@@ -177,9 +177,12 @@ TEST_P(MatmulTest, Int8IsWithinHalfAStepAndTheSameOnEveryTier) {
   for (int k = 0; k < 64; ++k) source[5 * K + k] = k == 7 ? -1000.0f : 3.0f;
   Floats unit(K * K), want(K * O), got(K * O);
   for (int i = 0; i < K * K; ++i) unit[i] = i / K == i % K ? 1.0f : 0.0f;
-  for (const bool plain : {true, false}) {
+  for (int i = 0; i < 4; ++i) {
+    const bool plain = i % 2 == 0;
+    // The one and nothing else of a group is exact in 8 bits too, up to the rounding of 1 / 127.
+    const DType dtype = i < 2 ? DType::kI8A8 : DType::kI8;
     const OpTable& ops = plain ? PlainOps() : GetParam()->ops();
-    const Packed packed(ops, source, O, K, DType::kI8, stream);
+    const Packed packed(ops, source, O, K, dtype, stream);
     MatmulParams p;
     p.x = unit.get();
     p.x_stride = K;
@@ -188,6 +191,7 @@ TEST_P(MatmulTest, Int8IsWithinHalfAStepAndTheSameOnEveryTier) {
     p.y = plain ? want.get() : got.get();
     p.y_stride = O;
     ops.matmul(&p, 1, stream);
+    if (dtype == DType::kI8A8 && !plain) ExpectClose(got, want, 1e-6, "weights, 8 bits of x");
   }
   ExpectSameBits(got, want, "weights");
   for (int o = 0; o < O; ++o) {
@@ -225,7 +229,7 @@ TEST_P(MatmulTest, KeepsNaNAndInfinity) {
       ops.matmul(&p, 1, stream);
       for (int o = 0; o < O; ++o) {
         EXPECT_TRUE(std::isnan(y[o]));
-        if (activation == Activation::kNone && dtype == DType::kI8) {
+        if (activation == Activation::kNone && IsInt8(dtype)) {
           EXPECT_FALSE(std::isfinite(y[O + o]));  // a weight may be rounded to zero
         } else if (activation == Activation::kNone) {
           EXPECT_TRUE(std::isinf(y[O + o]));

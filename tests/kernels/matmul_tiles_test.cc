@@ -65,6 +65,10 @@ class EmulatedTiles {
   static void StoreInts(int32_t* sums) {
     Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
   }
+  static void Quantize(const float* x, float inverse, int8_t* q) {
+    for (int i = 0; i < 64; ++i)
+      q[i] = inverse == 0 ? 0 : static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  }
   static void Activate(float* values, Activation activation) {
     for (int i = 0; i < 16; ++i) {
       const float v = values[i];
@@ -101,7 +105,8 @@ struct EmulatedTier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
     if (dtype == DType::kBF16) return f(TileKernel<EmulatedTiles>{});
-    return f(Int8TileKernel<EmulatedTiles>{});
+    if (dtype == DType::kI8A8) return f(Int8TileKernel<EmulatedTiles, OneByte>{});
+    return f(Int8TileKernel<EmulatedTiles, TwoBytes>{});
   }
 };
 
@@ -157,7 +162,7 @@ TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
   for (const Shape& s : {Shape{1, 1, 1}, Shape{1, 40, 64}, Shape{3, 33, 100}, Shape{16, 32, 96},
                          Shape{17, 70, 130}, Shape{33, 15, 31}, Shape{300, 34, 65},
                          Shape{2, 64, 70}, Shape{34, 64, 64}, Shape{259, 64, 33}}) {
-    for (DType dtype : {DType::kBF16, DType::kI8}) {
+    for (DType dtype : {DType::kBF16, DType::kI8, DType::kI8A8}) {
       const auto act =
           s.O % 64 == 0 ? Activation::kNone : static_cast<Activation>(activation++ % 4);
       const std::string what = "T " + std::to_string(s.T) + " K " + std::to_string(s.K);

@@ -390,7 +390,7 @@ TEST(ConvertControl, AModelToLoad) {
   in.set_name(std::string(129, 'n'));
   in.set_weights("int4");
   EXPECT_EQ(Refusal(ToModelSource(in)),
-            "name: has 129 bytes; at most 128; weights: must be auto, bf16, fp32 or int8");
+            "name: has 129 bytes; at most 128; weights: must be auto, bf16, fp32, int8 or int8a8");
 }
 
 TEST(ConvertControl, ADrainHasATimeOrNone) {

@@ -105,9 +105,9 @@ TEST(Rwkv7, MatchesThePlainReference) {
     const auto tokens = RandomTokens(40, shape.V, 7);
     for (const std::string& tier : Tiers()) {
       Loaded f32(random, tier, DType::kF32), bf16(random, tier, DType::kBF16),
-          int8(random, tier, DType::kI8);
+          int8(random, tier, DType::kI8), int8a8(random, tier, DType::kI8A8);
       const auto got = f32.Step({{3, tokens}}), rounded = bf16.Step({{3, tokens}}),
-                 quantized = int8.Step({{3, tokens}});
+                 quantized = int8.Step({{3, tokens}}), both = int8a8.Step({{3, tokens}});
       Rwkv7Reference reference(random);
       for (size_t t = 0; t < tokens.size(); ++t) {
         const auto want = reference.Step(tokens[t]);
@@ -116,6 +116,7 @@ TEST(Rwkv7, MatchesThePlainReference) {
             << tier << " C " << shape.C << " token " << t;
         EXPECT_LT(RelativeError(quantized[t], want), 0.15)
             << tier << " C " << shape.C << " token " << t;
+        EXPECT_LT(RelativeError(both[t], want), 0.2) << tier << " C " << shape.C << " token " << t;
       }
     }
   }
@@ -126,7 +127,7 @@ TEST(Rwkv7, AnyCutOfAPromptIsBitEqual) {
     const RandomModel random(shape);
     const auto tokens = RandomTokens(70, shape.V, 8);
     for (const std::string& tier : Tiers()) {
-      for (const DType weights : {DType::kF32, DType::kBF16, DType::kI8}) {
+      for (const DType weights : {DType::kF32, DType::kBF16, DType::kI8, DType::kI8A8}) {
         Loaded m(random, tier, weights);
         const auto whole = m.Step({{0, tokens}});
         std::vector<std::vector<float>> single, chunks;
@@ -149,7 +150,7 @@ TEST(Rwkv7, ARowAloneIsBitEqualToItselfAmong32Others) {
   const RandomShape shape = kShapes[1];
   const RandomModel random(shape);
   for (const std::string& tier : Tiers()) {
-    for (const DType weights : {DType::kF32, DType::kBF16, DType::kI8}) {
+    for (const DType weights : {DType::kF32, DType::kBF16, DType::kI8, DType::kI8A8}) {
       Loaded alone(random, tier, weights, 1), among(random, tier, weights, 2);
       for (int step = 0; step < 6; ++step) {
         std::vector<std::pair<int32_t, std::vector<int32_t>>> rows;
