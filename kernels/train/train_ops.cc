@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/tiers.h"
 #include "kernels/train/avx2.h"
+#include "kernels/train/avx512.h"
 #include "kernels/train/plain.h"
 
 namespace skein::kernels::train {
@@ -44,6 +45,15 @@ constexpr TrainOps<float> kAvx2 = {.tier = "avx2",
                                    .relu_squared_grad = Avx2ReluSquaredGrad,
                                    .adamw = Avx2AdamW};
 
+constexpr TrainOps<float> Avx512Ops() {
+  TrainOps<float> ops = kAvx2;
+  ops.tier = "avx512";
+  ops.wkv7 = Avx512Wkv7;
+  ops.wkv7_grad = Avx512Wkv7Grad;
+  return ops;
+}
+constexpr TrainOps<float> kAvx512 = Avx512Ops();
+
 const TrainOps<float>& ChooseFloat() {
   const char* forced = std::getenv("SKEIN_CPU");
   std::string error;
@@ -71,8 +81,10 @@ template const TrainOps<double>& PlainTrainOps<double>();
 const TrainOps<float>* FindTrainOps(const char* tier) {
   std::string error;
   if (*tier == '\0' || FindTier(tier, &error) == nullptr) return nullptr;
-  if (std::strcmp(tier, "plain") == 0) return &PlainTrainOps<float>();
-  return std::strcmp(tier, "avx2") == 0 ? &kAvx2 : nullptr;
+  for (const TrainOps<float>* ops : {&PlainTrainOps<float>(), &kAvx2, &kAvx512}) {
+    if (std::strcmp(tier, ops->tier) == 0) return ops;
+  }
+  return nullptr;
 }
 
 template <>

@@ -301,10 +301,10 @@ for ours, inputs in (
 """
 
 
-@pytest.mark.parametrize("tier", ["plain", "avx2"])
-def test_threads_do_not_change_a_bit(tier):
-    if tier == "avx2" and "avx2" not in pathlib.Path("/proc/cpuinfo").read_text():
-        pytest.skip("this machine has no AVX2")
+@pytest.mark.parametrize("tier,flag", [("plain", ""), ("avx2", "avx2"), ("avx512", "avx512vl")])
+def test_threads_do_not_change_a_bit(tier, flag):
+    if flag not in pathlib.Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this machine has no {flag}")
     script = SAME_FOR_ALL_THREADS.format(here=str(HERE), library=str(LIBRARY))
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "SKEIN_CPU": tier})
 

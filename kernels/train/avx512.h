@@ -1,0 +1,12 @@
+#pragma once
+// The AVX-512 tier by name, where it differs from AVX2; see train_ops.h. To be called only where
+// cpuid shows AVX-512 F, BW, DQ and VL.
+
+#include "kernels/train/train_ops.h"
+
+namespace skein::kernels::train {
+
+void Avx512Wkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
+void Avx512Wkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
+
+}  // namespace skein::kernels::train
