@@ -1,6 +1,6 @@
 #pragma once
-// The AVX-512 tier by name, where it differs from AVX2; see train_ops.h. To be called only where
-// cpuid shows AVX-512 F, BW, DQ and VL.
+// The AVX-512 and AMX tiers by name, where they differ from AVX2; see train_ops.h. To be called
+// only where FindTier finds the tier.
 
 #include "kernels/train/train_ops.h"
 
@@ -8,5 +8,7 @@ namespace skein::kernels::train {
 
 void Avx512Wkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
 void Avx512Wkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
+
+void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end);
 
 }  // namespace skein::kernels::train

@@ -27,6 +27,7 @@ void PlainReluSquared(const Real* x, Real* out, int64_t begin, int64_t end);
 template <class Real>
 void PlainReluSquaredGrad(const Real* x, const Real* d_out, Real* d_x, int64_t begin, int64_t end);
 void PlainAdamW(const AdamWArgs& p, int64_t begin, int64_t end);
+void PlainProduct(const ProductArgs& p, int64_t begin, int64_t end);
 
 // WKV-7 step by step, the specification: forward fills y and final_state (chunk_states and sa only
 // if not null); backward reads the inputs alone and keeps every state, T N^2 numbers per head.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/train/plain.h"
 #include "kernels/train/scratch.h"
@@ -68,6 +69,15 @@ void NormGrad(const Real* xhat, const Real* d_xhat, Real rstd, int64_t n, Real* 
   mean_d /= n;
   mean_dx /= n;
   for (int64_t i = 0; i < n; ++i) d_x[i] = rstd * (d_xhat[i] - mean_d - xhat[i] * mean_dx);
+}
+
+// To the nearest bf16, ties to even; finite numbers alone.
+float RoundedToBf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
 }
 
 }  // namespace
@@ -285,6 +295,20 @@ void PlainAdamW(const AdamWArgs& p, int64_t begin, int64_t end) {
     p.v[i] = p.beta2 * p.v[i] + (1 - p.beta2) * g * g;
     const float denominator = std::sqrt(p.v[i]) * p.inv_sqrt_bias2 + p.eps;
     p.param[i] -= p.step_size * (p.m[i] / denominator) + p.decay * p.param[i];
+  }
+}
+
+void PlainProduct(const ProductArgs& p, int64_t begin, int64_t end) {
+  const int64_t last = std::min(p.M, end * kProductRows);
+  for (int64_t m = begin * kProductRows; m < last; ++m) {
+    for (int64_t n = 0; n < p.N; ++n) {
+      float sum = 0;
+      for (int64_t k = 0; k < p.K; ++k) {
+        sum += RoundedToBf16(p.a[m * p.a_row + k * p.a_column]) *
+               RoundedToBf16(p.b[k * p.b_row + n * p.b_column]);
+      }
+      p.c[m * p.N + n] = sum + (p.bias != nullptr ? p.bias[n] : 0);
+    }
   }
 }
 

@@ -28,7 +28,8 @@ TrainOps<Real> MakePlain() {
           .cross_entropy = PlainCrossEntropy<Real>,
           .relu_squared = PlainReluSquared<Real>,
           .relu_squared_grad = PlainReluSquaredGrad<Real>,
-          .adamw = PlainAdamW};
+          .adamw = PlainAdamW,
+          .product = nullptr};
 }
 
 constexpr TrainOps<float> kAvx2 = {.tier = "avx2",
@@ -43,7 +44,8 @@ constexpr TrainOps<float> kAvx2 = {.tier = "avx2",
                                    .cross_entropy = Avx2CrossEntropy,
                                    .relu_squared = Avx2ReluSquared,
                                    .relu_squared_grad = Avx2ReluSquaredGrad,
-                                   .adamw = Avx2AdamW};
+                                   .adamw = Avx2AdamW,
+                                   .product = nullptr};
 
 constexpr TrainOps<float> Avx512Ops() {
   TrainOps<float> ops = kAvx2;
@@ -53,6 +55,14 @@ constexpr TrainOps<float> Avx512Ops() {
   return ops;
 }
 constexpr TrainOps<float> kAvx512 = Avx512Ops();
+
+constexpr TrainOps<float> AmxOps() {
+  TrainOps<float> ops = kAvx512;
+  ops.tier = "amx";
+  ops.product = AmxProduct;
+  return ops;
+}
+constexpr TrainOps<float> kAmx = AmxOps();
 
 const TrainOps<float>& ChooseFloat() {
   const char* forced = std::getenv("SKEIN_CPU");
@@ -81,7 +91,7 @@ template const TrainOps<double>& PlainTrainOps<double>();
 const TrainOps<float>* FindTrainOps(const char* tier) {
   std::string error;
   if (*tier == '\0' || FindTier(tier, &error) == nullptr) return nullptr;
-  for (const TrainOps<float>* ops : {&PlainTrainOps<float>(), &kAvx2, &kAvx512}) {
+  for (const TrainOps<float>* ops : {&PlainTrainOps<float>(), &kAvx2, &kAvx512, &kAmx}) {
     if (std::strcmp(tier, ops->tier) == 0) return ops;
   }
   return nullptr;

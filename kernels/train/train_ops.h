@@ -173,6 +173,19 @@ struct CrossEntropyArgs {
   double* max_squared = nullptr;  // [rows] 0 where ignored
 };
 
+// c = bias + a b in fp32, of factors rounded to bf16. One stride of each factor is 1. Tasks are
+// blocks of kProductRows rows of c.
+inline constexpr int64_t kProductRows = 32;
+struct ProductArgs {
+  int64_t M = 0, N = 0, K = 0;
+  const float* a = nullptr;  // [M, K]
+  int64_t a_row = 0, a_column = 0;
+  const float* b = nullptr;  // [K, N]
+  int64_t b_row = 0, b_column = 0;
+  const float* bias = nullptr;  // [N] null
+  float* c = nullptr;           // [M, N]
+};
+
 struct AdamWArgs {
   float* param = nullptr;
   const float* grad = nullptr;
@@ -186,7 +199,7 @@ struct AdamWArgs {
 };
 
 // The functions of one tier. Ranges [begin, end) are tasks as said above each struct (elements for
-// the last three).
+// relu_squared and adamw).
 template <class Real>
 struct TrainOps {
   const char* tier;
@@ -205,6 +218,8 @@ struct TrainOps {
   void (*relu_squared_grad)(const Real* x, const Real* d_out, Real* d_x, int64_t begin,
                             int64_t end);
   void (*adamw)(const AdamWArgs&, int64_t begin, int64_t end);  // null for double
+  // Null where LibTorch's product is as fast.
+  void (*product)(const ProductArgs&, int64_t begin, int64_t end);
 };
 
 template <class Real>

@@ -88,7 +88,7 @@ void ExpectNear(const Arrays<Real>& actual, const Arrays<double>& expected, doub
 // The tiers that this machine has.
 inline std::vector<const TrainOps<float>*> Tiers() {
   std::vector<const TrainOps<float>*> tiers;
-  for (const char* name : {"plain", "avx2", "avx512"}) {
+  for (const char* name : {"plain", "avx2", "avx512", "amx"}) {
     if (const TrainOps<float>* ops = FindTrainOps(name)) tiers.push_back(ops);
   }
   return tiers;
