@@ -3,382 +3,75 @@
 
   SKEIN_BUILD=build python tests/python/soak.py --seconds 600
 
-Create, continue, go on, fork, rewind, delete, expire, wait for a busy one, cancel, hang up, come back with the same request
-id, attach, read slowly, ask for nonsense and send bytes that are no message. While that goes on conversations are sampled,
-and their state is compared with a fresh computation of their tokens: the log-probabilities of a fixed continuation, bit by
-bit. At half time and at the end everything must be where it was: slots, queue, descriptors, threads. The resident memory under
-load rises and falls by many MiB over minutes, with what is on its way; its slope is printed. It must not have grown between
-the two times of rest.
+Create, continue, go on, fork, rewind, delete, expire, wait for a busy one, cancel, hang up, come too late, come back with the
+same request id, attach, read slowly, ask for nonsense and send bytes that are no message (soak_user.py). While that goes on
+conversations are sampled, and their state is compared with a fresh computation of their tokens: the log-probabilities of a
+fixed continuation, bit by bit.
+
+It goes in rounds. After each one the clients are gone and all conversations deleted, and everything must be where it was:
+slots, queue, bytes of tokens and states, descriptors, threads. It fails when a client is told anything but what its action
+may be told, when a kind of action did not succeed often enough, and when the resident memory grows: under load, where it
+rises and falls by many MiB with what is on its way (least of each half minute), or at rest, from round to round. Memory has
+grown when the slope is above its limit with a certainty of 99 %, so that no noise fails it.
 """
 
 import argparse
-import collections
 import math
 import pathlib
-import random
 import sys
 import tempfile
 import threading
 import time
-import types
 import urllib.request
 
+import conftest
 import grpc
+from checkpoint import write_tiny_checkpoint
+from client import Client
+from daemon import Daemon
+from soak_user import CANCELLED, CLIENTS, COMPARED, CONTINUED, REFUSALS, Failed, Shared, User
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-CLIENTS = 64
-POOL = 100  # conversations that the clients have in common
-PROBE = [1 + b for b in b" and so on"]  # byte tokenizer: id = byte + 1
 # Few slots, a short queue, room for a fraction of the states: every limit is met all the time.
 SETTINGS = {
-    "engine.slots": 6, "engine.max_step_tokens": 64, "engine.max_prefill_chunk": 16, "limits.queued": 40,
-    "limits.queued_tokens": 4096, "limits.prompt_tokens": 1024, "limits.outbox_tokens": 8, "limits.outbox_age": "1s",
-    "conversations.budget": "1MiB", "conversations.token_budget": "256KiB", "conversations.history": 2,
-    "conversations.max": 200, "conversations.tombstones": 64, "requests.kept": 600, "requests.kept_bytes": "1MiB",
-    "prompts": "[{name: long, text: %s}, {name: short, text: a}]" % ("be kind " * 20),
+    "engine.slots": 6, "engine.max_parked": 3, "engine.max_step_tokens": 64, "engine.max_prefill_chunk": 16,
+    "limits.queued": 40, "limits.queued_tokens": 4096, "limits.prompt_tokens": 1024, "limits.outbox_tokens": 8,
+    "limits.outbox_age": "1s", "conversations.budget": "1MiB", "conversations.token_budget": "96KiB",
+    "conversations.history": 2, "conversations.max": 80, "conversations.tombstones": 64, "requests.kept": 600,
+    "requests.kept_bytes": "2MiB", "prompts": "[{name: long, text: %s}, {name: short, text: a}]" % ("be kind " * 20),
 }
-REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND,
-            grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION}
+# The clients' side takes little for a stream that nobody reads, so that a slow reader is one to the server.
+WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
+# What the server may answer at all.
+CODES = {"OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED",
+         "FAILED_PRECONDITION", "ABORTED", "UNIMPLEMENTED"}
 MIB = 1 << 20
 LONG = 300       # seconds of a run that has filled its caches
-GIVE_BACK = 40   # skeind gives free memory back every 30 s
+ROUNDS = 5
+GIVE_BACK = 35   # skeind gives free memory back every 30 s
+BLOCK = 30       # seconds
+# Free memory between what is used, in one page with it, cannot be given back, and that is still growing in the first ten
+# minutes. 1 MiB a minute are some fifty bytes an action. In short runs it is the caches that grow.
+GROWTH, SHORT_GROWTH = 1, 20  # MiB a minute
+# One-sided 99 % of Student's t by degrees of freedom; between them the one before, which is wider.
+STUDENT = {1: 31.82, 2: 6.96, 3: 4.54, 4: 3.75, 5: 3.36, 6: 3.14, 8: 2.90, 10: 2.76, 15: 2.60, 20: 2.53, 30: 2.46}
 
 
-class Failed(AssertionError):
-    pass
+class Slope:
+    """Least squares through [(minutes, MiB)]: MiB a minute, and what it may be off by, with a certainty of 99 %."""
 
+    def __init__(self, points):
+        n = len(points)
+        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
+        xx = sum((x - mean_x)**2 for x, _ in points)
+        self.slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / xx
+        rest = sum((y - mean_y - self.slope * (x - mean_x))**2 for x, y in points)
+        self.margin = STUDENT[max(df for df in STUDENT if df <= n - 2)] * math.sqrt(rest / (n - 2) / xx)
 
-class Shared:
-    """What all clients see: names of conversations, counts of what was done, the first failure."""
+    def __str__(self):
+        return f"{self.slope:+.2f} +- {self.margin:.2f} MiB a minute"
 
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.names = []
-        self.counts = collections.Counter()
-        self.failure = None
-        self.stop = threading.Event()
-
-    def count(self, what):
-        with self.lock:
-            self.counts[what] += 1
-
-    def add(self, name):
-        """Returns one that is too many: its user deletes it."""
-        with self.lock:
-            self.names.append(name)
-            return self.names.pop(0) if len(self.names) > POOL else None
-
-    def some(self, rng):
-        with self.lock:
-            return rng.choice(self.names) if self.names else None
-
-    def unknown(self, names):
-        with self.lock:
-            return [name for name in names if name not in self.names]
-
-    def gone(self, name):
-        with self.lock:
-            if name in self.names:
-                self.names.remove(name)
-
-    def fail(self, error):
-        with self.lock:
-            self.failure = self.failure or error
-        self.stop.set()
-
-
-class User:
-    """One client: draws something to do, does it, until it is told to stop."""
-
-    def __init__(self, number, seed, client, channel, shared):
-        self.rng = random.Random(f"{seed}/{number}")
-        self.number, self.client, self.channel, self.shared = number, client, channel, shared
-        self.g, self.c = client.pb.gen, client.pb.conv
-        self.made = 0
-        self.picked = None  # the conversation that the action at hand is about
-        self.actions = [(30, self.turn), (6, self.create), (6, self.fork), (6, self.rewind), (3, self.delete),
-                        (6, self.cancel), (5, self.hang_up), (6, self.retry), (3, self.attach), (3, self.read_slowly),
-                        (6, self.nonsense), (3, self.no_message), (4, self.look), (15, self.check_isolation)]
-
-    def run(self):
-        weights = [weight for weight, _ in self.actions]
-        while not self.shared.stop.is_set():
-            action = self.rng.choices(self.actions, weights)[0][1]
-            name = action.__name__
-            try:
-                action()
-                self.shared.count(name)
-            except grpc.RpcError as error:
-                if error.code() in REFUSALS:
-                    self.shared.count(f"{name} refused: {error.code().name}")
-                    self.make_room(error.code())
-                else:
-                    self.shared.fail(Failed(f"{name}: {error.code()} {error.details()}"))
-            except Exception as error:  # pylint: disable=broad-except
-                self.shared.fail(error)
-
-    def name(self):
-        self.made += 1
-        name = f"soak-{self.number}-{self.made}"
-        self.remove(self.shared.add(name))
-        self.picked = name
-        return name
-
-    def pick(self):
-        """A conversation that was there a moment ago, or None."""
-        self.picked = self.shared.some(self.rng)
-        return self.picked
-
-    def remove(self, name):
-        if name is None:
-            return
-        try:
-            self.client.conv.Delete(self.c.DeleteConversationRequest(id=name))
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.ABORTED:
-                self.shared.add(name)  # somebody writes to it: another time
-            elif error.code() != grpc.StatusCode.NOT_FOUND:
-                raise
-
-    def make_room(self, code):
-        if code == grpc.StatusCode.NOT_FOUND:
-            self.shared.gone(self.picked)
-        elif code == grpc.StatusCode.RESOURCE_EXHAUSTED and self.rng.random() < 0.3:
-            name = self.shared.some(self.rng)
-            self.shared.gone(name)
-            self.remove(name)
-        self.shared.stop.wait(0.01)
-
-    def ttl(self, message):
-        """Some conversations go by themselves soon."""
-        if self.rng.random() < 0.3:
-            message.ttl.FromMilliseconds(self.rng.randint(200, 5000))
-
-    def text(self):
-        return "".join(self.rng.choices("abcdefgh ,.\n", k=self.rng.randint(1, 60)))
-
-    def request(self, conversation=None, **fields):
-        """A random valid request; mostly on a conversation that others use too."""
-        rng, g = self.rng, self.g
-        if conversation is None:
-            conversation = rng.choice(["", self.name(), self.shared.some(rng) or ""])
-        stopping = g.Stopping(max_tokens=fields.pop("max_tokens", rng.choice([0, 1, 3, 8, 20])),
-                              ignore_eos=rng.random() < 0.5)
-        if rng.random() < 0.3:
-            stopping.stop_strings.extend(rng.choice([["a"], ["e", "the"], ["\n\n"]]))
-        if rng.random() < 0.1:
-            stopping.max_time.FromMilliseconds(rng.randint(1, 50))
-        sampling = g.Sampling(temperature=rng.choice([0, 0.7, 1.5]), top_p=rng.choice([0.3, 0.9, 1]),
-                              presence_penalty=rng.choice([0, 0.5]))
-        request = self.client.request(
-            self.text(), conversation=conversation, sampling=sampling, stopping=stopping,
-            create_if_missing=bool(conversation) and rng.random() < 0.9, commit=rng.choice([0, 1, 2, 3]),
-            output=g.Output(token_ids=True, top_logprobs=rng.choice([0, 0, 5])), **fields)
-        if conversation and rng.random() < 0.3:
-            request.wait_if_busy = True
-        if conversation and rng.random() < 0.2:
-            self.ttl(request)
-        if rng.random() < 0.15:
-            request.prompt_state = rng.choice(["long", "short"])
-        return request
-
-    def generate(self, request):
-        """Reads all of it. What ended while it waited has no Started."""
-        events = list(self.client.gen.Generate(request, timeout=600))
-        kinds = [event.WhichOneof("event") for event in events]
-        if kinds.count("finished") != 1 or kinds[-1] != "finished" or kinds.count("started") > 1:
-            raise Failed(f"events of a stream that ended with OK: {kinds}")
-        ids = [token.id for event in events for token in event.delta.tokens]
-        return types.SimpleNamespace(events=events, ids=ids, finished=events[-1].finished)
-
-    # What a good client does.
-
-    def turn(self):
-        for _ in range(self.rng.randint(1, 3)):
-            self.generate(self.request())
-
-    def create(self):
-        request = self.c.CreateConversationRequest(id=self.name())
-        self.ttl(request)
-        if self.rng.random() < 0.3:
-            request.prompt_state = self.rng.choice(["long", "short"])
-        self.client.conv.Create(request)
-
-    def versions(self, conversation):
-        versions, page = [], ""
-        while True:
-            got = self.client.conv.Get(self.c.GetConversationRequest(
-                id=conversation, view=self.c.VIEW_HISTORY, page_token=page))
-            versions.extend(got.versions)
-            page = got.next_page_token
-            if not page:
-                return got, {v.id: v for v in versions}
-
-    def fork(self):
-        source = self.pick()
-        if source is None:
-            return
-        count = self.rng.randint(1, 3)
-        request = self.c.ForkConversationRequest(id=source, count=count, new_ids=[self.name() for _ in range(count)])
-        self.ttl(request)
-        self.client.conv.Fork(request)
-
-    def rewind(self):
-        conversation = self.pick()
-        if conversation is None:
-            return
-        _, versions = self.versions(conversation)
-        to = self.rng.choice([0, *versions])
-        self.client.conv.Rewind(self.c.RewindConversationRequest(id=conversation, version=to))
-        if self.rng.random() < 0.5:
-            request = self.request(conversation)
-            request.base_version = to
-            self.generate(request)
-
-    def delete(self):
-        conversation = self.pick()
-        if conversation is not None:
-            self.client.conv.Delete(self.c.DeleteConversationRequest(id=conversation))
-            self.shared.gone(conversation)
-
-    def look(self):
-        page = self.client.conv.List(self.c.ListConversationsRequest(id_prefix=f"soak-{self.rng.randrange(2 * CLIENTS)}-",
-                                                                     page_size=self.rng.randint(1, 50)))
-        # Those that nobody knows any more go, or in the end there would be no room for others.
-        for lost in self.shared.unknown(one.id for one in page.conversations if not one.busy):
-            self.remove(lost)
-        conversation = self.pick()
-        if conversation is not None:
-            self.client.get(conversation)
-
-    # What clients do that change their mind, lose their connection, or are slow.
-
-    def start(self, request, events):
-        stream = self.client.gen.Generate(request, timeout=600)
-        for _, _ in zip(range(events), stream):
-            pass
-        return stream
-
-    def cancel(self):
-        request = self.request(max_tokens=2000, request_id=f"{self.name()}-r")
-        stream = self.start(request, self.rng.randint(0, 5))
-        self.client.gen.Cancel(self.g.CancelRequest(request_id=request.request_id))
-        for _ in stream:
-            pass
-
-    def hang_up(self):
-        request = self.request(max_tokens=200, request_id=f"{self.name()}-r")
-        if self.rng.random() < 0.3:
-            request.on_disconnect = self.g.ON_DISCONNECT_FINISH
-        stream = self.start(request, self.rng.randint(0, 5))
-        stream.cancel()
-
-    def retry(self):
-        request = self.request(max_tokens=10, request_id=f"{self.name()}-r")
-        request.wait_if_busy = bool(request.conversation_id)
-        first = self.generate(request)
-        again = self.generate(request)
-        counts = first.finished.reason in (self.g.FINISH_REASON_STOP, self.g.FINISH_REASON_LENGTH,
-                                           self.g.FINISH_REASON_TIME)
-        if counts and (first.ids != again.ids or first.finished != again.finished):
-            raise Failed(f"a retry gave something else: {first.events} / {again.events}")
-
-    def attach(self):
-        request = self.request("", max_tokens=60, request_id=f"{self.name()}-r")
-        request.on_disconnect = self.g.ON_DISCONNECT_FINISH
-        self.start(request, 3).cancel()
-        for _ in self.client.gen.Attach(self.g.AttachRequest(request_id=request.request_id), timeout=600):
-            pass
-
-    def read_slowly(self):
-        request = self.request(max_tokens=4000)
-        request.output.top_logprobs = 20
-        stream = self.client.gen.Generate(request, timeout=600)
-        for _, _ in zip(range(4), stream):
-            self.shared.stop.wait(0.3)
-        stream.cancel()
-
-    # What nobody should do.
-
-    def nonsense(self):
-        g, request = self.g, self.request("")
-        self.rng.choice([
-            lambda: setattr(request.sampling, "top_p", 7),
-            lambda: setattr(request.sampling, "temperature", math.nan),
-            lambda: request.stopping.stop_strings.extend(["x"] * 1000),
-            lambda: request.token_ids.ids.append(100000),
-            lambda: setattr(request.text, "text", "y" * 5000),
-            lambda: setattr(request, "conversation_id", "c" * 1000),
-            lambda: setattr(request, "base_version", 3),
-            lambda: request.sampling.logit_bias.update({-4: 1}),
-            lambda: request.constraint.CopyFrom(g.Constraint(regex="a*")),
-        ])()
-        try:
-            self.generate(request)
-        except grpc.RpcError as error:
-            if error.code() not in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED}:
-                raise
-            return
-        raise Failed(f"nonsense was taken: {request}")
-
-    def no_message(self):
-        call = self.channel.unary_stream("/skein.v1.Generation/Generate")
-        try:
-            list(call(self.rng.randbytes(self.rng.randint(1, 200)) + b"\xff", timeout=600))
-        except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.INVALID_ARGUMENT:
-                raise
-            return
-        raise Failed("bytes that are no message were taken")
-
-    # Whether the states are what their tokens say.
-
-    def score(self, **fields):
-        g = self.g
-        # Of several the prompt is taken in once.
-        n = self.rng.choice([1, 1, 3])
-        request = g.ScoreRequest(continuations=[g.Continuation(token_ids=g.TokenIds(ids=PROBE))] * n, **fields)
-        parts = [[token.logprob for token in r.tokens] for r in self.client.gen.Score(request, timeout=600)]
-        if len(parts) != n or any(part != parts[0] for part in parts):
-            raise Failed(f"{n} times the same continuation: {parts}")
-        return parts[0]
-
-    def one_with_turns(self):
-        for _ in range(10):
-            conversation = self.pick()
-            try:
-                info, versions = self.versions(conversation or "")
-                if versions:
-                    return info, versions
-            except grpc.RpcError as error:
-                if error.code() not in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}:
-                    raise
-                self.shared.gone(conversation)
-        return None, {}
-
-    def check_isolation(self):
-        info, versions = self.one_with_turns()
-        if not versions:
-            return
-        conversation = info.id
-        version = self.rng.choice(list(versions))
-        history, at = [], version
-        while at != 0:
-            history.append([*versions[at].input_token_ids, *versions[at].output_token_ids])
-            at = versions[at].parent
-        tokens = [t for turn in reversed(history) for t in turn]
-        if not 0 < len(tokens) <= 900:
-            return
-        kept = self.score(conversation_id=conversation, base_version=version)
-        if self.client.get(conversation).created != info.created:
-            self.shared.count("conversations that went and came again while they were compared")
-            return
-        fresh = self.score(token_ids=self.g.TokenIds(ids=tokens))
-        if len(kept) != len(PROBE) or kept != fresh:
-            raise Failed(f"{conversation} version {version}: its state is not that of its {len(tokens)} tokens:\n"
-                         f"  {kept}\n  {fresh}")
-        self.shared.count("states compared")
+    def above(self, limit):
+        return self.slope - self.margin > limit
 
 
 def series(daemon):
@@ -387,31 +80,26 @@ def series(daemon):
     return {k: float(v) for k, _, v in (line.rpartition(" ") for line in lines if line and line[0] != "#")}
 
 
-def total(values, name):
-    return sum(v for k, v in values.items() if k == name or k.startswith(name + "{"))
+def total(values, name, *labels):
+    return sum(v for k, v in values.items()
+               if (k == name or k.startswith(name + "{")) and all(label in k for label in labels))
 
 
-def slope(points):
-    """Least squares: (slope, half the width of its 95 % interval) of [(x, y)]."""
-    n = len(points)
-    mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
-    xx = sum((x - mean_x)**2 for x, _ in points)
-    b = sum((x - mean_x) * (y - mean_y) for x, y in points) / xx
-    rest = sum((y - mean_y - b * (x - mean_x))**2 for x, y in points)
-    return b, 1.96 * math.sqrt(rest / (n - 2) / xx)
+def resident(values):
+    return values["process_resident_memory_bytes"] / MIB
 
 
-def run_clients(daemon, client_of, seconds, seed, half, shared, samples):
+def run_clients(daemon, client_of, seconds, seed, round_, shared, samples):
     """64 clients on 8 connections; a sample of the process's figures every half second."""
-    channels = [daemon.new_channel() for _ in range(8)]
-    users = [User(half * CLIENTS + i, seed, client_of(channels[i % 8]), channels[i % 8], shared) for i in range(CLIENTS)]
+    channels = [daemon.new_channel(WINDOW) for _ in range(8)]
+    users = [User(round_ * CLIENTS + i, seed, client_of(channels[i % 8]), channels[i % 8], shared) for i in range(CLIENTS)]
     threads = [threading.Thread(target=user.run, daemon=True) for user in users]
     for thread in threads:
         thread.start()
     began = time.monotonic()
     while time.monotonic() - began < seconds and not shared.stop.wait(0.5):
         values = series(daemon)
-        samples.append((time.monotonic() - began, values["process_resident_memory_bytes"] / MIB, values))
+        samples.append((round_ * seconds + time.monotonic() - began, values))
         if daemon.process.poll() is not None:
             shared.fail(Failed("skeind died:\n" + daemon.log()))
     shared.stop.set()
@@ -423,38 +111,82 @@ def run_clients(daemon, client_of, seconds, seed, half, shared, samples):
         channel.close()
 
 
-def settle(daemon, before, timeout=30):
-    """Waits until everything is where it was before; what still is not, as text."""
+def delete_all(client):
+    c = client.pb.conv
+    while page := client.conv.List(c.ListConversationsRequest()).conversations:
+        for one in page:
+            try:
+                client.conv.Delete(c.DeleteConversationRequest(id=one.id))
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:  # it has expired meanwhile
+                    raise
+
+
+def until_nothing(wrong, timeout=60):
+    """Waits until `wrong()` is empty; fails with what it says."""
     end = time.monotonic() + timeout
-    while True:
+    while found := wrong():
+        if time.monotonic() > end:
+            raise Failed("left behind: " + "; ".join(found))
+        time.sleep(0.2)
+
+
+def check_nothing_is_left(daemon, client_of, before):
+    """All is where it was before the clients came."""
+    def not_zero(*names):
         values = series(daemon)
-        wrong = []
-        for name in ["skein_requests_running", "skein_requests_waiting", "skein_queue_tokens",
-                     "skein_conversation_lines"]:
-            if total(values, name) != 0:
-                wrong.append(f"{name} is {total(values, name)}")
-        device = [v for k, v in values.items() if k.startswith("skein_state_cache_usage_ratio") and "device" in k]
-        if sum(device) != 0:
-            wrong.append(f"device slots in use: {device}")
-        # gRPC keeps some threads and drops others as it likes; one a request would be thousands.
-        for name, slack in [("process_open_fds", 2), ("process_threads", 12)]:
+        return [f"{name} is {total(values, name)}" for name in names if total(values, name) != 0]
+
+    until_nothing(lambda: not_zero("skein_requests_running", "skein_requests_waiting", "skein_queue_tokens",
+                                   "skein_conversation_lines"))
+    channel = daemon.new_channel()
+    delete_all(client_of(channel))
+    channel.close()
+    until_nothing(lambda: not_zero("skein_conversations", "skein_conversation_token_bytes", "skein_state_cache_bytes",
+                                   "skein_state_cache_usage_ratio"))
+
+    def not_back():
+        values, wrong = series(daemon), []
+        # gRPC keeps some threads and drops others as it likes; one a connection would be eight more each round.
+        for name, slack in [("process_open_fds", 2), ("process_threads", 6)]:
             if values[name] > before[name] + slack:
                 wrong.append(f"{name}: {before[name]:.0f} before, {values[name]:.0f} after")
         started, handled = total(values, "grpc_server_started_total"), total(values, "grpc_server_handled_total")
         if started != handled:
             wrong.append(f"{started:.0f} calls started, {handled:.0f} ended")
-        if not wrong or time.monotonic() > end:
-            return wrong
-        time.sleep(0.2)
+        return wrong
+
+    until_nothing(not_back)
 
 
-def memory_at_rest(daemon, seconds):
-    """MiB, when free memory has been given back."""
-    least, end = math.inf, time.monotonic() + seconds
-    while time.monotonic() < end:
-        least = min(least, series(daemon)["process_resident_memory_bytes"] / MIB)
-        time.sleep(0.5)
-    return least
+def check_answers(daemon, values):
+    """Codes that no client may ever get, and what the log calls an error."""
+    codes = {k.split('grpc_code="')[1].split('"')[0] for k in values if k.startswith("grpc_server_handled_total{")}
+    if codes - CODES:
+        raise Failed(f"the server answered {sorted(codes - CODES)}")
+    errors = [line for line in daemon.lines if line is not None and line.split(" ")[2:3] == ["error"]]
+    if errors:
+        raise Failed("errors in the log:\n" + "\n".join(errors[:5]))
+
+
+def check_counts(counts, values, seconds):
+    """Each kind of action succeeded again and again, and did what it is for."""
+    kinds = {name: counts[name] for name in REFUSALS}
+    kinds.update({name: counts[name] for name in (CONTINUED, CANCELLED, COMPARED)})
+    kinds["conversations that expired"] = total(values, "skein_conversations_lost_total", "expired")
+    kinds["readers that were too slow"] = sum(n for what, n in counts.items() if what.endswith("SLOW_READER"))
+    kinds["deadlines that passed"] = sum(n for what, n in counts.items() if what.startswith("hurry refused: ")) - sum(
+        counts[f"hurry refused: {reason}"] for _, reason in REFUSALS["turn"])
+    kinds["refused for want of room"] = sum(n for what, n in counts.items()
+                                            if what.endswith(("CONVERSATION_LIMIT", "CONVERSATION_MEMORY")))
+    kinds["requests that lent their slot"] = total(values, "skein_state_evictions_total", 'from="device"')
+    kinds["states that went for others"] = total(values, "skein_state_evictions_total", 'from="host"')
+    kinds["states made again of tokens"] = total(values, "skein_state_cache_misses_total")
+    least = max(3, seconds / 20)
+    few = [f"{name}: {n:.0f}" for name, n in kinds.items() if n < least]
+    if few:
+        raise Failed(f"too few in {seconds:.0f} s, at least {least:.0f} were expected: " + ", ".join(few))
+    return kinds
 
 
 def warm_up(client):
@@ -466,6 +198,41 @@ def warm_up(client):
         thread.join()
 
 
+def memory_at_rest(daemon, seconds):
+    """MiB, when free memory has been given back."""
+    least, end = math.inf, time.monotonic() + seconds
+    while time.monotonic() < end:
+        least = min(least, resident(series(daemon)))
+        time.sleep(0.5)
+    return least
+
+
+def least_of_blocks(samples, skip):
+    """[(minutes, MiB)]: the least of each block after the first `skip` seconds. Free memory is given back under load, too."""
+    blocks = {}
+    for t, values in samples:
+        if t >= skip:
+            key = int(t // BLOCK)
+            blocks[key] = min(blocks.get(key, math.inf), resident(values))
+    return [((key + 0.5) * BLOCK / 60, least) for key, least in blocks.items()]
+
+
+def check_memory(samples, rest, seconds, out):
+    """`rest`: [(minutes, MiB)] after each round."""
+    out(f"resident memory: {resident(samples[0][1]):.1f} MiB at first, {resident(samples[-1][1]):.1f} at the end; at rest "
+        + ", ".join(f"{mib:.1f}" for _, mib in rest))
+    if seconds < LONG:
+        growth = (rest[-1][1] - rest[0][1]) / (rest[-1][0] - rest[0][0])
+        if growth > SHORT_GROWTH:
+            raise Failed(f"memory grows by {growth:.0f} MiB a minute at rest")
+        return
+    under_load, at_rest = Slope(least_of_blocks(samples, skip=seconds / 4)), Slope(rest[1:])
+    out(f"under load {under_load}, at rest {at_rest} (99 %)")
+    for what, slope in [("under load", under_load), ("at rest", at_rest)]:
+        if slope.above(GROWTH):
+            raise Failed(f"memory grows {what}: {slope}, at most {GROWTH}")
+
+
 def soak(daemon, client_of, seconds, seed, out=print):
     """Runs it; raises Failed."""
     warm_up(client_of(daemon.channel))
@@ -473,28 +240,25 @@ def soak(daemon, client_of, seconds, seed, out=print):
     time.sleep(0.5)
     before = series(daemon)
     shared, samples, rest = Shared(), [], []
-    for half in range(2):
-        shared.stop.clear()
-        run_clients(daemon, client_of, seconds / 2, seed, half, shared, samples)
+    for round_ in range(ROUNDS):
+        shared.start_round()
+        run_clients(daemon, client_of, seconds / ROUNDS, seed, round_, shared, samples)
         if shared.failure is not None:
             break
-        wrong = settle(daemon, before)
-        if wrong:
-            raise Failed("left behind: " + "; ".join(wrong))
-        rest.append(memory_at_rest(daemon, GIVE_BACK if seconds >= LONG else 2))
+        check_nothing_is_left(daemon, client_of, before)
+        rest.append(((round_ + 1) * seconds / ROUNDS / 60, memory_at_rest(daemon, GIVE_BACK if seconds >= LONG else 1)))
     done = ", ".join(f"{what} {n}" for what, n in sorted(shared.counts.items()))
-    out(f"{sum(shared.counts.values())} actions in {seconds} s (seed {seed}): {done}")
+    out(f"{sum(shared.counts.values())} actions in {seconds:.0f} s (seed {seed}): {done}")
     if shared.failure is not None:
         raise shared.failure
-    trend, margin = slope([(t / 60, rss) for t, rss, _ in samples[len(samples) // 2:]])
-    growth = (rest[1] - rest[0]) / (seconds / 2 / 60)
-    last = samples[-1][2]
-    out(f"resident memory: {samples[0][1]:.1f} MiB at first, {samples[-1][1]:.1f} at the end; slope of the second half "
-        f"{trend:+.3f} +- {margin:.3f} MiB a minute (95 %); at rest {rest[0]:.1f} at half time, {rest[1]:.1f} at the end, "
-        f"{growth:+.3f} a minute")
-    out(f"descriptors {before['process_open_fds']:.0f} before, {last['process_open_fds']:.0f} under load; threads "
-        f"{before['process_threads']:.0f} before, {last['process_threads']:.0f} under load; all back at the end")
-    return types.SimpleNamespace(counts=shared.counts, growth=growth)
+    values, busy = series(daemon), samples[-1][1]
+    check_answers(daemon, values)
+    kinds = check_counts(shared.counts, values, seconds)
+    out("of it: " + ", ".join(f"{name} {n:.0f}" for name, n in kinds.items() if name not in REFUSALS))
+    check_memory(samples, rest, seconds, out)
+    for name in ["process_open_fds", "process_threads"]:
+        out(f"{name}: {before[name]:.0f} before, {busy[name]:.0f} under load, {values[name]:.0f} at the end")
+    out("slots, queue, bytes of tokens and states: none left after any round")
 
 
 def main():
@@ -503,11 +267,6 @@ def main():
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
 
-    import conftest
-    from checkpoint import write_tiny_checkpoint
-    from client import Client
-    from daemon import Daemon
-
     conftest.generate_protos()
     pb = conftest.load_protos()
     with tempfile.TemporaryDirectory() as folder:
@@ -515,22 +274,12 @@ def main():
         write_tiny_checkpoint(model)
         daemon = Daemon(model, folder, SETTINGS)
         try:
-            result = soak(daemon, lambda channel: Client(pb, channel), arguments.seconds, arguments.seed)
+            soak(daemon, lambda channel: Client(pb, channel), arguments.seconds, arguments.seed)
         except AssertionError as error:
             print(f"FAILED: {error}\n{daemon.log()[-4000:]}", file=sys.stderr)
             return 1
         finally:
             daemon.stop()
-    return check_memory(result, arguments.seconds)
-
-
-# Free memory between what is used, in one page with it, cannot be given back: that comes to some MiB in the first ten
-# minutes. 2 MiB a minute are some sixty bytes an action. Short runs still fill their caches.
-def check_memory(result, seconds):
-    limit = 2 if seconds >= LONG else 100  # MiB a minute
-    if result.growth > limit:
-        print(f"FAILED: memory grows by {result.growth:.2f} MiB a minute", file=sys.stderr)
-        return 1
     return 0
 
 
