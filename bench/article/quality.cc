@@ -279,8 +279,8 @@ void LearnText(bool rwkv, trainer::Config config, const trainer::Task& task,
   const int64_t T = config.train.context;
   const auto model = MakeLearner(rwkv, {config.model.layers, config.model.width, task.V, T, bf16});
   out->parameters = model->parameters().count();
-  out->curve =
-      Train(*model, task, config, task.Validation(config, false, config.train.batch), options.evaluations, bf16);
+  out->curve = Train(*model, task, config, task.Validation(config, false, config.train.batch),
+                     options.evaluations, bf16);
   const std::vector<Question> words =
       LastWords(*task.tokenizer, task.validation_tokens, T, options.passages);
   CountRight(words, Ask(*model, words, T), &out->last_word, &out->last_word_repeated);
