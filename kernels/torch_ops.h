@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace skein::kernels {
@@ -48,6 +49,16 @@ at::Tensor NormBonusGate(const at::Tensor& y, const at::Tensor& r, const at::Ten
 
 // max(x, 0)^2
 at::Tensor ReluSquared(const at::Tensor& x);
+
+// x W^T. x [..., in], weight [out, in] -> [..., out]. With compute_bf16, here and below, both
+// factors of a product are rounded to bf16, forward and backward.
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, bool compute_bf16);
+
+// act(x W1) W2 + bias; activation "none", "tanh" or "sigmoid". x [..., in], w1 [in, D], w2 [D,
+// out], bias [out] optional -> [..., out]
+at::Tensor LowRank(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                   const std::optional<at::Tensor>& bias, std::string_view activation,
+                   bool compute_bf16);
 
 // Cross-entropy of head(x) plus L2Wrap, in chunks of rows: no [rows, V] tensor ever exists.
 //   loss = sum_i weight_i * (-log softmax(head x_i)[label_i]) / W  +  1/2 l2wrap sum_i [used_i]

@@ -22,6 +22,11 @@ TORCH_LIBRARY(skein, m) {
       "ln_weight, Tensor ln_bias, "
       "float eps) -> Tensor");
   m.def("relu_squared(Tensor x) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, bool compute_bf16) -> Tensor");
+  m.def(
+      "low_rank(Tensor x, Tensor w1, Tensor w2, Tensor? bias, str activation, bool compute_bf16) "
+      "-> "
+      "Tensor");
   m.def(
       "head_cross_entropy(Tensor x, Tensor head, Tensor labels, Tensor? weights, float l2wrap, "
       "float norm, "

@@ -203,6 +203,49 @@ def test_relu_squared(dtype):
     assert ops.relu_squared(torch.tensor([float("nan")])).isnan().all()
 
 
+ACTIVATIONS = {"none": lambda x: x, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+@DTYPES
+def test_linear_against_pytorch(dtype):
+    random = Random(21, dtype)
+    inputs = [random.normal(3, 37, 40), random.normal(70, 40)]
+    assert_same(lambda x, w: ops.linear(x, w, False), torch.nn.functional.linear, inputs, TOLERANCE[dtype])
+    check_gradients(lambda x, w: ops.linear(x, w, False), (Random(22).normal(2, 3, 5), Random(23).normal(4, 5)))
+    flipped = torch.ones(2, 40, 3, dtype=dtype).transpose(1, 2)
+    torch.testing.assert_close(ops.linear(flipped, inputs[1], False), flipped @ inputs[1].T)
+
+
+@DTYPES
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_low_rank_against_pytorch(dtype, activation, biased):
+    random = Random(24, dtype)
+    act = ACTIVATIONS[activation]
+    inputs = [random.normal(3, 37, 40), random.normal(40, 32), random.normal(32, 48)]
+    small = [Random(25).normal(2, 3, 5), Random(26).normal(5, 2), Random(27).normal(2, 4)]
+    if biased:
+        assert_same(lambda x, a, b, c: ops.low_rank(x, a, b, c, activation, False),
+                    lambda x, a, b, c: act(x @ a) @ b + c, [*inputs, random.normal(48)], TOLERANCE[dtype])
+        check_gradients(lambda x, a, b, c: ops.low_rank(x, a, b, c, activation, False), (*small, Random(28).normal(4)))
+    else:
+        assert_same(lambda x, a, b: ops.low_rank(x, a, b, None, activation, False), lambda x, a, b: act(x @ a) @ b,
+                    inputs, TOLERANCE[dtype])
+
+
+def test_products_of_bf16_round_their_factors():
+    """Forward and backward, against products in fp32 of what was rounded."""
+    random = Random(29, torch.float)
+    x, w, d_y = random.normal(70, 40), random.normal(50, 40), random.normal(70, 50).detach()
+    rounded = lambda t: t.detach().bfloat16().float()
+    y = ops.linear(x, w, True)
+    d_x, d_w = torch.autograd.grad(y, [x, w], d_y)
+    for actual, expected in ((y, rounded(x) @ rounded(w).T), (d_x, rounded(d_y) @ rounded(w)),
+                             (d_w, rounded(d_y).T @ rounded(x))):
+        # Where LibTorch multiplies, the result is rounded too.
+        torch.testing.assert_close(actual, expected, rtol=2**-8, atol=1e-4)
+
+
 LABELS = torch.tensor([1, -100, 3, 0, 6, 6, -100, 2])
 
 
@@ -269,6 +312,8 @@ def test_squared_norm():
     (lambda x, p: ops.prepare(x, x, x, None, None, p, p, 1)[0], [(1, 2, 4), (4,)]),
     (lambda x: ops.wkv7(x, x, x, x, x, x, None, None, 1)[0], [(1, 2, 16)]),
     (lambda x, p, rk: ops.norm_bonus_gate(x, x, x, x, x, rk, p, p, 64e-5), [(1, 2, 4), (4,), (1, 4)]),
+    (lambda x, w: ops.linear(x, w, False), [(2, 4), (3, 4)]),
+    (lambda x, a, b: ops.low_rank(x, a, b, None, "none", False), [(2, 4), (4, 3), (3, 4)]),
     (lambda x, h: ops.head_cross_entropy(x, h, torch.tensor([0]), None, 0.0, 0.0, 0.0, False)[0], [(1, 4), (3, 4)]),
 ])
 def test_second_derivatives_are_refused(function, shapes):
@@ -290,6 +335,9 @@ for ours, inputs in (
     (lambda *a: t.ops.wkv7(*a, None, 2), t.wkv_inputs(random, 3, 50, 2, 32)),
     (lambda *a: t.ops.norm_bonus_gate(*a, 64e-5), t.gate_inputs(random, 3, 200, 2, 32)),
     (t.ops.relu_squared, [random.normal(200, 640)]),
+    (lambda *a: t.ops.linear(*a, True), [random.normal(200, 64), random.normal(96, 64)]),
+    (lambda *a: t.ops.low_rank(*a, "tanh", True), [random.normal(200, 64), random.normal(64, 32), random.normal(32, 64),
+                                                   random.normal(64)]),
 ):
     results = []
     for threads in (1, 2, 3):
@@ -301,7 +349,7 @@ for ours, inputs in (
 """
 
 
-@pytest.mark.parametrize("tier,flag", [("plain", ""), ("avx2", "avx2"), ("avx512", "avx512vl")])
+@pytest.mark.parametrize("tier,flag", [("plain", ""), ("avx2", "avx2"), ("avx512", "avx512vl"), ("amx", "amx_bf16")])
 def test_threads_do_not_change_a_bit(tier, flag):
     if flag not in pathlib.Path("/proc/cpuinfo").read_text():
         pytest.skip(f"this machine has no {flag}")
@@ -323,6 +371,8 @@ def test_unknown_tier_is_an_error():
     (lambda x: ops.add_norm_mix(x, None, x[0, 0], x[0, 0].double(), x[0], None, 1e-5), "ln_bias is Double"),
     (lambda x: ops.prepare(x, x, x, x, None, x[0, 0], x[0, 0], 2), "v_raw and v_first come together"),
     (lambda x: ops.relu_squared(x.bfloat16()), "takes float or double"),
+    (lambda x: ops.linear(x, x[0, :, :5], False), "weight has shape"),
+    (lambda x: ops.low_rank(x, x[0].T, x[0], None, "gelu", False), "activation is gelu"),
     (lambda x: ops.head_cross_entropy(x[0], x[0], torch.tensor([0, 1, 2]), None, 0.0, 0.0, 0.0, False),
      "labels has shape|label 2"),
     (lambda x: ops.head_cross_entropy(x[0], x[0], torch.tensor([0, -5]), None, 0.0, 0.0, 0.0, False), "label -5"),

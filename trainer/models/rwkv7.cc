@@ -143,32 +143,32 @@ Rwkv7::Block Rwkv7::AddBlock(int64_t l) {
   return b;
 }
 
-Tensor Rwkv7::Project(const Tensor& x, const Tensor& w) const {
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = w.size(1);
-  const Tensor rows = x.reshape({-1, x.size(-1)});
-  if (!compute_bf16_) return rows.mm(w).view(shape);
-  return rows.to(at::kBFloat16).mm(w.to(at::kBFloat16)).to(at::kFloat).view(shape);
+Tensor Rwkv7::Linear(const Tensor& x, const Tensor& w) const {
+  return kernels::Linear(x, w, compute_bf16_);
 }
 
-Tensor Rwkv7::Linear(const Tensor& x, const Tensor& w) const { return Project(x, w.t()); }
+Tensor Rwkv7::LowRank(const Tensor& x, int w1, int w2, int bias, const char* activation) const {
+  return kernels::LowRank(x, leaf(w1), leaf(w2),
+                          bias >= 0 ? std::optional<Tensor>(leaf(bias)) : std::nullopt, activation,
+                          compute_bf16_);
+}
 
 Tensor Rwkv7::TimeMix(const Block& b, const Tensor& mixed, Tensor* v_first, const ForwardOptions& o,
                       Tensor* wkv) const {
   const std::vector<Tensor> x = mixed.unbind(0);
   const Tensor &xr = x[0], &xw = x[1], &xk = x[2], &xv = x[3], &xa = x[4], &xg = x[5];
   const Tensor r = Linear(xr, leaf(b.receptance));
-  const Tensor w_raw = leaf(b.w0) + Project(Project(xw, leaf(b.w1)).tanh(), leaf(b.w2));
+  const Tensor w_raw = LowRank(xw, b.w1, b.w2, b.w0, "tanh");
   const Tensor k_raw = Linear(xk, leaf(b.key));
   const Tensor v_own = Linear(xv, leaf(b.value));
-  const Tensor a_raw = leaf(b.a0) + Project(Project(xa, leaf(b.a1)), leaf(b.a2));
-  const Tensor g = Project(Project(xg, leaf(b.g1)).sigmoid(), leaf(b.g2));
+  const Tensor a_raw = LowRank(xa, b.a1, b.a2, b.a0, "none");
+  const Tensor g = LowRank(xg, b.g1, b.g2, -1, "sigmoid");
   const bool first = b.v1 < 0;
   std::optional<Tensor> v_raw, v0;
   if (first) {
     *v_first = v_own;
   } else {
-    v_raw = leaf(b.v0) + Project(Project(xv, leaf(b.v1)), leaf(b.v2));
+    v_raw = LowRank(xv, b.v1, b.v2, b.v0, "none");
     v0 = *v_first;
   }
   const auto [k, v, a, kk_gate] =
@@ -183,8 +183,7 @@ Tensor Rwkv7::TimeMix(const Block& b, const Tensor& mixed, Tensor* v_first, cons
 }
 
 Tensor Rwkv7::ChannelMix(const Block& b, const Tensor& mixed) const {
-  return Linear(kernels::ReluSquared(Linear(mixed.select(0, 0), leaf(b.ffn_key))),
-                leaf(b.ffn_value));
+  return Linear(kernels::ReluSquared(Linear(mixed.squeeze(0), leaf(b.ffn_key))), leaf(b.ffn_value));
 }
 
 Tensor Rwkv7::Hidden(const Tensor& tokens, const ForwardOptions& o) const {

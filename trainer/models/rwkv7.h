@@ -61,8 +61,9 @@ class Rwkv7 {
   };
   Block AddBlock(int64_t l);
   const at::Tensor& leaf(int index) const { return parameters_.leaf(index); }
-  at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) const;   // w [out, in]
-  at::Tensor Project(const at::Tensor& x, const at::Tensor& w) const;  // w [in, out]
+  at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) const;  // w [out, in]
+  // Of the leaves w1 [in, D], w2 [D, out] and bias [out], which may be -1.
+  at::Tensor LowRank(const at::Tensor& x, int w1, int w2, int bias, const char* activation) const;
   at::Tensor TimeMix(const Block& b, const at::Tensor& mixed, at::Tensor* v_first,
                      const ForwardOptions& options, at::Tensor* wkv) const;
   at::Tensor ChannelMix(const Block& b, const at::Tensor& mixed) const;
