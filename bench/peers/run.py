@@ -32,8 +32,10 @@ SHAPE = ["--layers", "12", "--width", "768", "--head-size", "64", "--vocab", "65
 VOCAB, PREFILL, PROMPT = 65536, 256, 48
 
 # name, type of its weights, how far its logits may be from the rwkv package's in fp32 (root of the mean square, as part
-# of that of the reference). Q8_0 rounds activations to eight bits too; Skein's bf16 and int8 round them to bf16.
-SKEIN = (("Skein fp32", "fp32", 1e-3), ("Skein bf16", "bf16", 0.05), ("Skein int8", "int8", 0.1))
+# of that of the reference). Q8_0 rounds activations to eight bits too, like int8a8; Skein's bf16 and int8 round them to
+# bf16.
+SKEIN = (("Skein fp32", "fp32", 1e-3), ("Skein bf16", "bf16", 0.05), ("Skein int8", "int8", 0.1),
+         ("Skein int8a8", "int8a8", 0.1))
 LLAMA_CPP = (("llama.cpp F32", "F32", 1e-3), ("llama.cpp BF16", "BF16", 0.05), ("llama.cpp Q8_0", "Q8_0", 0.1))
 PACKAGE = (("rwkv package fp32", "fp32", 0), ("rwkv package bf16", "bf16", 0.1))
 
@@ -122,7 +124,7 @@ def best_of(results):
 
 def machine_best(rounds):
     """The machine at its best in those rounds: a ceiling that was measured beside other work is none."""
-    return {key: max(r[key] for r in rounds) for key in ("read_bytes_per_second", "fp32_flops", "bf16_flops")}
+    return {key: max(r[key] for r in rounds) for key in ("read_bytes_per_second", "flops")}
 
 
 def add_floors(results):
@@ -130,9 +132,8 @@ def add_floors(results):
     for name, _, _ in SKEIN:
         best = machine_best(results[name])
         for r in results[name]:
-            flops = best["bf16_flops" if r["narrow"] else "fp32_flops"]
             for cell in r["cells"].values():
-                cell["floor"] = cell["tokens"] / max(cell["bytes"] / best["read_bytes_per_second"], cell["flops"] / flops)
+                cell["floor"] = cell["tokens"] / max(cell["bytes"] / best["read_bytes_per_second"], cell["flops"] / best["flops"])
 
 
 def row(name, values, form):
@@ -152,7 +153,7 @@ def table(figures, errors, machine):
              "|---" * 7 + "|"]
     for name, _, _ in (*PACKAGE, *LLAMA_CPP, *SKEIN):
         lines.append(row(name, speeds(name), "{:.1f}") + (f" {errors[name]:.1e} |" if name in errors else " (reference) |"))
-    for (name, kind, _), (theirs, _, _) in zip(SKEIN, LLAMA_CPP):
+    for (name, kind, _), (theirs, _, _) in zip(SKEIN, (*LLAMA_CPP, LLAMA_CPP[-1])):
         lines.append(row(f"floor, {kind}", speeds(name, "floor"), "{:.0f}") + " |")
         lines.append(row(f"{name} / floor", ratio(speeds(name), speeds(name, "floor")), "{:.2f}") + " |")
         lines.append(row(f"{name} / {theirs}", ratio(speeds(name), speeds(theirs)), "{:.2f}") + " |")
@@ -208,10 +209,10 @@ def main():
         results, errors = measure(bench, options)
     add_floors(results)
     one, best = results["Skein bf16"][-1], machine_best(results["Skein bf16"])
+    peaks = ", ".join(f"{kind} {machine_best(results[name])['flops'] / 1e9:.0f}" for name, kind, _ in SKEIN)
     machine = (f"{processor()}, {bench.threads} threads, Skein tier {one['tier']}, load {os.getloadavg()[0]:.1f}; read "
-               f"{best['read_bytes_per_second'] / 1e9:.1f} GB/s, peak {best['fp32_flops'] / 1e9:.0f} GFLOP/s fp32, "
-               f"{best['bf16_flops'] / 1e9:.0f} of bf16; random RWKV-7 L12 C768 V65536 F3072; llama.cpp without "
-               "its AMX kernels, which crash on such a model")
+               f"{best['read_bytes_per_second'] / 1e9:.1f} GB/s, peak in GFLOP/s {peaks}; random RWKV-7 "
+               "L12 C768 V65536 F3072; llama.cpp without its AMX kernels, which crash on such a model")
     figures = {name: best_of(rounds) for name, rounds in results.items()}
     text = table(figures, errors, machine)
     print(text)

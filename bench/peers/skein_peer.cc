@@ -44,8 +44,7 @@ class Peer {
         most_rows_(*std::max_element(options.rows.begin(), options.rows.end())),
         states_(device, most_rows_ * model.config().state_floats() * sizeof(float)) {
     bandwidth_ = bench::ReadBandwidth(device, *stream_, WeightBytes());
-    fp32_peak_ = bench::PeakFlops(*stream_, device.info().tier);
-    bf16_peak_ = bench::PeakFlops(*stream_, device.info().tier, DType::kBF16);
+    peak_ = bench::PeakFlops(*stream_, device.info().tier, *bench::WeightsOf(options.weights));
   }
 
   absl::Status WriteLogits() {
@@ -63,9 +62,7 @@ class Peer {
     nlohmann::json result = {{"tier", device_.info().tier},
                              {"threads", device_.info().threads},
                              {"read_bytes_per_second", bandwidth_},
-                             {"fp32_flops", fp32_peak_},
-                             {"bf16_flops", bf16_peak_},
-                             {"narrow", options_.weights != "fp32"}};
+                             {"flops", peak_}};
     result["cells"]["prefill"] = Prefill();
     for (const int rows : options_.rows) result["cells"]["B" + std::to_string(rows)] = Decode(rows);
     return result;
@@ -134,7 +131,7 @@ class Peer {
   const std::unique_ptr<kernels::Stream> stream_;
   const int32_t most_rows_;
   const kernels::Buffer states_;
-  double bandwidth_ = 0, fp32_peak_ = 0, bf16_peak_ = 0;
+  double bandwidth_ = 0, peak_ = 0;  // per second
 };
 
 absl::Status Run(const Options& options) {
