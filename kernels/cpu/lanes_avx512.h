@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/cpu/lanes_avx2.h"
 #include "kernels/cpu/number_format.h"

@@ -5,6 +5,7 @@
 #include <xmmintrin.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/cpu/region.h"
 #include "kernels/cpu/vector_loops.h"
