@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/file.h"
 #include "engine/model_config.h"
 #include "kernels/ops.h"
 
@@ -31,6 +33,8 @@ struct TensorView {
 
   int64_t elements() const;
   bool contiguous() const;
+  // [first, last) of the first dimension, of which there must be one.
+  TensorView Rows(int64_t first, int64_t last) const;
   // Row-major fp32 copy; out has elements() floats.
   void CopyToF32(float* out) const;
   // Row-major bytes of the stored type; out has elements() * SizeOf(dtype) bytes.
@@ -53,7 +57,14 @@ class Checkpoint {
   const std::string& path() const { return path_; }
   absl::StatusOr<ModelConfig> Config() const;
   // Hash of names, shapes, types and all weight bytes: identifies the model that made a state.
-  uint64_t Fingerprint() const;
+  // Reads everything, on so many threads.
+  uint64_t Fingerprint(int threads = 1) const;
+
+  // Of the file as it was opened; nothing when the checkpoint was parsed in memory.
+  virtual std::optional<base::FileIdentity> identity() const { return std::nullopt; }
+  // Of bytes inside the file: see base::MappedFile.
+  virtual void Expect(const uint8_t* /*data*/, uint64_t /*bytes*/) const {}
+  virtual void Release(const uint8_t* /*data*/, uint64_t /*bytes*/) const {}
 
  protected:
   std::string path_;

@@ -96,14 +96,23 @@ struct PackedMatrix {
   const void* data = nullptr;  // packed bytes, owned by the model's buffer
 };
 
+// Outputs [first, last) of a matrix may be packed alone, so that a large one is made in pieces;
+// each begins at a multiple of this.
+inline constexpr int32_t kPackRows = 64;
+
 struct PackParams {
-  const void* source = nullptr;  // [O, K] row-major, or [K, O] when transposed; may be unaligned
+  // [last - first, K] row-major, or all of [K, O] when transposed; may be unaligned.
+  const void* source = nullptr;
   DType source_dtype = DType::kF32;  // any but int8
   bool transposed = false;           // RWKV-7's low-rank matrices are stored [in, out]
   int32_t O = 0;
   int32_t K = 0;
+  int32_t first = 0;
+  int32_t last = 0;           // 0: O
   DType dtype = DType::kF32;  // to store: kF32, kBF16 (rounded to nearest even) or int8
-  void* out = nullptr;        // packed_bytes(O, K, dtype) bytes
+  void* out = nullptr;        // of the whole matrix: packed_bytes(O, K, dtype) bytes
+
+  int32_t end() const { return last > 0 ? last : O; }
 };
 
 enum class Activation : uint8_t { kNone, kTanh, kSigmoid, kReluSquared };

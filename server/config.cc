@@ -106,6 +106,8 @@ void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
   s->Add(
       "cpu.tier", &cpu->tier,
       "force an instruction set (plain, avx2, avx512, avx512bf16, amx); empty: the best there is");
+  s->Add("cpu.keep_packed", &cpu->keep_packed,
+         "keep packed weights in a file beside the checkpoint, for the next start");
 }
 
 void AddEngine(YamlSchema* s, EngineConfig* e) {

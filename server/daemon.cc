@@ -53,7 +53,7 @@ Daemon::Daemon(const LoadedConfig& config, Reread reread)
                    std::max(kLeastCalls, 2 * config.config.listen.max_streams)) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config, Reread reread,
-                                                      std::function<void(double)> progress) {
+                                                      ProgressFunction progress) {
   std::unique_ptr<Daemon> daemon(new Daemon(config, std::move(reread)));
   // First, so that probes and clients are answered while the models load.
   SKEIN_RETURN_IF_ERROR(daemon->ListenHttp());

@@ -18,6 +18,7 @@
 #include "server/http_server.h"
 #include "server/lifecycle.h"
 #include "server/live_config.h"
+#include "server/load_progress.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/model_manager.h"
@@ -35,7 +36,7 @@ class Daemon {
   // Errors are for the operator: they name the file, key or port. `progress`: of loading, may be
   // empty.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const LoadedConfig& config, Reread reread,
-                                                       std::function<void(double)> progress);
+                                                       ProgressFunction progress);
   // Ends what still runs.
   ~Daemon();
 

@@ -19,6 +19,7 @@
 #include "server/config_loader.h"
 #include "server/daemon.h"
 #include "server/grpc_server.h"
+#include "server/load_progress.h"
 #include "server/log.h"
 #include "server/systemd_notify.h"
 #include "server/token_command.h"
@@ -115,17 +116,6 @@ void ServeUntilDrained(Daemon& daemon) {
   daemon.Shutdown(absl::Now() + kSlowReaders);
 }
 
-// Nothing when stderr is no terminal: then the log lines around it tell enough.
-std::function<void(double)> ProgressLine() {
-  if (isatty(STDERR_FILENO) == 0) return nullptr;
-  return [last = -1](double fraction) mutable {
-    const int percent = static_cast<int>(fraction * 100);
-    if (percent == last) return;
-    last = percent;
-    std::fprintf(stderr, "\rloading the model %3d %%%s", percent, percent >= 100 ? "\r\033[K" : "");
-  };
-}
-
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "skeind: %s\n", std::string(status.message()).c_str());
   return 1;
@@ -143,7 +133,9 @@ int Run(const Flags& flags) {
   HandleSignals();
   LogLine(LogLevel::kInfo, "loading").With("path", config->config.model.path);
   const Daemon::Reread reread = [&flags] { return LoadConfig(flags.config); };
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*config, reread, ProgressLine());
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon =
+      Daemon::Start(*config, reread, terminal ? DrawProgress() : nullptr);
   if (!daemon.ok()) return Fail(daemon.status());
   serving = 1;
   (*daemon)->LogReady();

@@ -72,20 +72,20 @@ absl::Status ModelManager::Announce(const std::vector<ModelSource>& sources) {
 }
 
 absl::Status ModelManager::LoadAnnounced(const std::vector<ModelSource>& sources,
-                                         const std::function<void(double)>& progress) {
+                                         const ProgressFunction& progress) {
   absl::Status status = LoadAll(sources, progress);
   EndLoad();
   return status;
 }
 
 absl::Status ModelManager::LoadAll(const std::vector<ModelSource>& sources,
-                                   const std::function<void(double)>& progress) {
+                                   const ProgressFunction& progress) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   std::vector<std::unique_ptr<ServedInstance>> loaded;
   for (const ModelSource& source : sources) {
-    SKEIN_ASSIGN_OR_RETURN(
-        std::unique_ptr<ServedInstance> instance,
-        LoadInstance(source, {*config, conversations_, metrics_}, progress, nullptr));
+    SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<ServedInstance> instance,
+                           LoadInstance(source, {*config, conversations_, metrics_},
+                                        progress ? progress : LogProgress(source.Name()), nullptr));
     loaded.push_back(std::move(instance));
   }
   for (std::unique_ptr<ServedInstance>& instance : loaded) {
@@ -144,7 +144,12 @@ absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool
   SKEIN_RETURN_IF_ERROR(CheckRoom(source, *config));
   absl::StatusOr<std::unique_ptr<ServedInstance>> loaded = LoadInstance(
       source, {*config, conversations_, metrics_},
-      [listener](double fraction) { listener->OnProgress(fraction); },
+      [listener, log = LogProgress(source.Name())](const engine::LoadProgress& progress) {
+        log(progress);
+        // For the client the weights are there by then.
+        if (progress.stage == engine::LoadProgress::Stage::kWriting) return;
+        listener->OnProgress(progress.fraction());
+      },
       [this, listener] { return StillWanted(*listener).ok(); });
   SKEIN_RETURN_IF_ERROR(StillWanted(*listener));
   if (!loaded.ok()) return loaded.status();

@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "server/lifecycle.h"
 #include "server/live_config.h"
+#include "server/load_progress.h"
 #include "server/model_registry.h"
 #include "server/prompt_computer.h"
 
@@ -56,8 +57,9 @@ class ModelManager {
   absl::Status Announce(const std::vector<ModelSource>& sources);
   // Loads what was announced, on the caller's thread: from anywhere, without asking for room first.
   // None goes live before all are loaded, so that a signal meanwhile has nobody to wait for.
+  // Without `progress` the log tells how it goes.
   absl::Status LoadAnnounced(const std::vector<ModelSource>& sources,
-                             const std::function<void(double)>& progress);
+                             const ProgressFunction& progress);
 
   // Refuses at once (ABORTED: another load runs; ALREADY_EXISTS; NOT_FOUND; INVALID_ARGUMENT), or
   // tells the listener how it goes.
@@ -75,8 +77,7 @@ class ModelManager {
   // False: one is under way. Else from now on clients hear that these are being loaded.
   bool BeginLoad(std::vector<std::string> names) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLoad();
-  absl::Status LoadAll(const std::vector<ModelSource>& sources,
-                       const std::function<void(double)>& progress);
+  absl::Status LoadAll(const std::vector<ModelSource>& sources, const ProgressFunction& progress);
   absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
                                      LoadListener* listener);
   absl::Status GoLive(std::unique_ptr<ServedInstance> instance, bool replace);

@@ -7,8 +7,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/units.h"
 #include "engine/checkpoint.h"
+#include "engine/models/packed_file.h"
 #include "nlohmann/json.hpp"
+#include "server/log.h"
 #include "server/prompt_computer.h"
 
 namespace skein::server {
@@ -85,6 +88,30 @@ v1::Model Describe(const ServedInstance& instance, const Metadata& metadata, eng
   return out;
 }
 
+// What became of the packed file; nothing where none was wanted.
+void LogPacked(const engine::PackedFile& packed, const engine::Model& model) {
+  if (packed.read().has_value() && packed.read()->ok()) {
+    LogLine(LogLevel::kInfo, "the packed weights were read").With("path", packed.path());
+  } else if (packed.read().has_value() && !absl::IsNotFound(*packed.read())) {
+    // Weights that were trained on are routine, damage is not.
+    const bool routine = absl::IsFailedPrecondition(*packed.read());
+    LogLine(routine ? LogLevel::kInfo : LogLevel::kWarning,
+            "the file of packed weights was not used: they were packed anew")
+        .With("path", packed.path())
+        .With("reason", packed.read()->message());
+  }
+  if (!packed.written().has_value()) return;
+  if (packed.written()->ok()) {
+    LogLine(LogLevel::kInfo, "the packed weights are kept for the next start")
+        .With("path", packed.path())
+        .With("bytes", base::FormatBytes(model.weight_bytes()));
+  } else {
+    LogLine(LogLevel::kWarning, "the packed weights could not be kept; serving goes on")
+        .With("path", packed.path())
+        .With("reason", packed.written()->message());
+  }
+}
+
 absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
@@ -125,9 +152,10 @@ absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerCon
               std::ssize(config.prompts) * model->state_floats());
 }
 
-absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
-    const ModelSource& source, const InstanceParts& parts,
-    std::function<void(double fraction)> progress, std::function<bool()> wanted) {
+absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(const ModelSource& source,
+                                                             const InstanceParts& parts,
+                                                             ProgressFunction progress,
+                                                             std::function<bool()> wanted) {
   const ServerConfig& config = parts.config;
   auto out = std::make_unique<ServedInstance>();
   out->path = source.path;
@@ -149,11 +177,16 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
   options.max_logits = engine_options.slots;
   options.progress = std::move(progress);
   options.wanted = wanted;
+  engine::PackedFile packed(
+      *checkpoint,
+      engine::PackedFile::PathFor(source.path, out->device->info().tier, options.weights));
+  if (config.cpu.keep_packed) options.packed = &packed;
   auto model = engine::Model::Load(*checkpoint, *out->device, options);
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   out->model = *std::move(model);
+  LogPacked(packed, *out->model);
 
-  const uint64_t fingerprint = checkpoint->Fingerprint();
+  const uint64_t fingerprint = packed.Fingerprint(out->device->info().threads);
   out->served = {source.Name(), out->tokenizer.get(), out->chat.get(), out->model->config().V};
   out->description = Describe(*out, checkpoint->metadata(), options.weights, fingerprint);
   const v1::Model& d = out->description;

@@ -15,6 +15,7 @@
 #include "server/config.h"
 #include "server/convert.h"
 #include "server/load_meter.h"
+#include "server/load_progress.h"
 #include "server/metrics.h"
 #include "server/prompt_states.h"
 #include "skein/v1/info.pb.h"
@@ -60,9 +61,11 @@ struct InstanceParts {
 absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerConfig& config);
 
 // Loads a checkpoint and starts its engine. Takes seconds to minutes. `source.name` may be empty.
-// Errors name the file; CANCELLED when `wanted` says no. Both functions may be empty.
-absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(
-    const ModelSource& source, const InstanceParts& parts,
-    std::function<void(double fraction)> progress, std::function<bool()> wanted);
+// Errors name the file; CANCELLED when `wanted` says no. Both functions may be empty;
+// `wanted` is asked on any thread.
+absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(const ModelSource& source,
+                                                             const InstanceParts& parts,
+                                                             ProgressFunction progress,
+                                                             std::function<bool()> wanted);
 
 }  // namespace skein::server

@@ -94,6 +94,37 @@ absl::StatusOr<std::pair<std::string, int>> OpenTemporary(const std::string& pat
   }
 }
 
+FileIdentity IdentityOf(const struct stat& info) {
+  const auto nanoseconds = [](const timespec& t) {
+    return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+  };
+  return {info.st_ino, static_cast<uint64_t>(info.st_size), nanoseconds(info.st_mtim),
+          nanoseconds(info.st_ctim)};
+}
+
+// Of the pages that these bytes lie in. It is advice: where the system takes none, all the same.
+void Advise(const uint8_t* data, uint64_t bytes, int advice) {
+  static const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t before = reinterpret_cast<uintptr_t>(data) % page;
+  if (bytes > 0) madvise(const_cast<uint8_t*>(data) - before, bytes + before, advice);
+}
+
+absl::StatusOr<int> OpenRegular(const std::string& path, struct stat* info) {
+  // O_NONBLOCK: a named pipe must be refused, not waited for.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return SystemError("open", path, errno);
+  if (fstat(fd, info) != 0) {
+    const int error = errno;
+    close(fd);
+    return SystemError("open", path, error);
+  }
+  if (!S_ISREG(info->st_mode)) {
+    close(fd);
+    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a regular file"));
+  }
+  return fd;
+}
+
 absl::Status SyncFolder(const std::string& path) {
   const std::string folder = FolderAndName(path).first;
   const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -107,27 +138,31 @@ absl::Status SyncFolder(const std::string& path) {
 
 }  // namespace
 
-MappedFile::MappedFile(std::string path, const uint8_t* data, uint64_t size)
-    : path_(std::move(path)), data_(data), size_(size) {}
+absl::StatusOr<FileIdentity> Identify(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) return SystemError("open", path, errno);
+  return IdentityOf(info);
+}
+
+MappedFile::MappedFile(std::string path, const uint8_t* data, const FileIdentity& identity)
+    : path_(std::move(path)), data_(data), size_(identity.bytes), identity_(identity) {}
+
+void MappedFile::Expect(const uint8_t* data, uint64_t bytes) const {
+  Advise(data, bytes, MADV_WILLNEED);
+}
+
+// A private mapping that nobody writes to holds nothing that the file does not.
+void MappedFile::Release(const uint8_t* data, uint64_t bytes) const {
+  Advise(data, bytes, MADV_DONTNEED);
+}
 
 MappedFile::~MappedFile() {
   if (size_ > 0) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
-  // O_NONBLOCK: a named pipe must be refused, not waited for.
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return SystemError("open", path, errno);
   struct stat info;
-  if (fstat(fd, &info) != 0) {
-    const int error = errno;
-    close(fd);
-    return SystemError("open", path, error);
-  }
-  if (!S_ISREG(info.st_mode)) {
-    close(fd);
-    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a regular file"));
-  }
+  SKEIN_ASSIGN_OR_RETURN(const int fd, OpenRegular(path, &info));
   const uint64_t size = static_cast<uint64_t>(info.st_size);
   static const uint8_t kEmpty = 0;  // a mapping of nothing is not possible
   const uint8_t* data = &kEmpty;
@@ -141,7 +176,29 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
     data = static_cast<const uint8_t*>(mapped);
   }
   close(fd);
-  return std::unique_ptr<MappedFile>(new MappedFile(path, data, size));
+  return std::unique_ptr<MappedFile>(new MappedFile(path, data, IdentityOf(info)));
+}
+
+absl::StatusOr<std::unique_ptr<OpenFile>> OpenFile::Open(const std::string& path) {
+  struct stat info;
+  SKEIN_ASSIGN_OR_RETURN(const int fd, OpenRegular(path, &info));
+  return std::unique_ptr<OpenFile>(new OpenFile(path, fd, info.st_size));
+}
+
+OpenFile::~OpenFile() { close(fd_); }
+
+absl::Status OpenFile::Read(uint64_t offset, void* out, size_t bytes) const {
+  char* next = static_cast<char*>(out);
+  while (bytes > 0) {
+    const ssize_t count = pread(fd_, next, bytes, static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return SystemError("read", path_, errno);
+    if (count == 0) return absl::DataLossError(absl::StrCat("'", path_, "' has become shorter"));
+    next += count;
+    offset += static_cast<uint64_t>(count);
+    bytes -= static_cast<size_t>(count);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
@@ -237,5 +294,16 @@ absl::Status MakeFolder(const std::string& path) {
 uint64_t Hash64(const void* data, size_t bytes, uint64_t seed) {
   return XXH3_64bits_withSeed(data, bytes, seed);
 }
+
+struct Hasher64::State {
+  XXH3_state_t xxh;
+};
+
+Hasher64::Hasher64() : state_(std::make_unique<State>()) { XXH3_64bits_reset(&state_->xxh); }
+Hasher64::~Hasher64() = default;
+void Hasher64::Add(const void* data, size_t bytes) {
+  XXH3_64bits_update(&state_->xxh, data, bytes);
+}
+uint64_t Hasher64::Hash() const { return XXH3_64bits_digest(&state_->xxh); }
 
 }  // namespace skein::base

@@ -4,12 +4,25 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace skein::base {
+
+// Says that a file is still the one that it was without reading it: whoever writes to it, or puts
+// another in its place, changes one of these (the time of change cannot be set by programs).
+struct FileIdentity {
+  uint64_t inode = 0;
+  uint64_t bytes = 0;
+  int64_t modified = 0, changed = 0;  // nanoseconds of the system's clock
+
+  bool operator==(const FileIdentity&) const = default;
+};
+
+absl::StatusOr<FileIdentity> Identify(const std::string& path);
 
 // A read-only memory mapping of a whole regular file. Thread-safe once made.
 class MappedFile {
@@ -21,11 +34,38 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
+  const FileIdentity& identity() const { return identity_; }
+
+  // Of bytes inside the mapping. Expect: the system begins to read them. Release: they no longer
+  // count as this process's memory; reading them again works and takes a little longer.
+  void Expect(const uint8_t* data, uint64_t bytes) const;
+  void Release(const uint8_t* data, uint64_t bytes) const;
 
  private:
-  MappedFile(std::string path, const uint8_t* data, uint64_t size);
+  MappedFile(std::string path, const uint8_t* data, const FileIdentity& identity);
   const std::string path_;
   const uint8_t* const data_;
+  const uint64_t size_;
+  const FileIdentity identity_;
+};
+
+// A regular file open for reading anywhere in it. Thread-safe once made. Unlike a mapping it takes
+// a file that becomes shorter meanwhile for an error.
+class OpenFile {
+ public:
+  static absl::StatusOr<std::unique_ptr<OpenFile>> Open(const std::string& path);
+  ~OpenFile();
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+  uint64_t size() const { return size_; }  // as it was opened
+  // All of the bytes, or an error: DATA_LOSS where the file ends before.
+  absl::Status Read(uint64_t offset, void* out, size_t bytes) const;
+
+ private:
+  OpenFile(std::string path, int fd, uint64_t size)
+      : path_(std::move(path)), fd_(fd), size_(size) {}
+  const std::string path_;
+  const int fd_;
   const uint64_t size_;
 };
 
@@ -67,5 +107,20 @@ absl::Status MakeFolder(const std::string& path);
 
 // 64-bit hash (XXH3) for fingerprints and checksums; not cryptographic.
 uint64_t Hash64(const void* data, size_t bytes, uint64_t seed = 0);
+
+// The same hash of bytes that come piece by piece.
+class Hasher64 {
+ public:
+  Hasher64();
+  ~Hasher64();
+  Hasher64(const Hasher64&) = delete;
+  Hasher64& operator=(const Hasher64&) = delete;
+  void Add(const void* data, size_t bytes);
+  uint64_t Hash() const;
+
+ private:
+  struct State;
+  const std::unique_ptr<State> state_;
+};
 
 }  // namespace skein::base

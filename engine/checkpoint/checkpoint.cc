@@ -3,9 +3,11 @@
 #include "engine/checkpoint.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/parallel.h"
 #include "engine/checkpoint/bytes.h"
 #include "engine/checkpoint/parsed_checkpoint.h"
 
@@ -57,6 +59,27 @@ absl::StatusOr<std::unique_ptr<ParsedCheckpoint>> Parse(absl::string_view data) 
                    Quoted(data.substr(0, 8))));
 }
 
+// Of the row-major bytes, a window at a time: what was read does not stay this process's memory.
+uint64_t HashOf(const Checkpoint& checkpoint, const TensorView& tensor) {
+  constexpr uint64_t kWindow = 1 << 20;
+  const uint64_t bytes = tensor.elements() * SizeOf(tensor.dtype);
+  base::Hasher64 hasher;
+  if (!tensor.contiguous()) {  // so it has rows
+    std::vector<uint8_t> copy(bytes / tensor.shape[0]);
+    for (int64_t row = 0; row < tensor.shape[0]; ++row) {
+      tensor.Rows(row, row + 1).CopyRaw(copy.data());
+      hasher.Add(copy.data(), copy.size());
+    }
+    return hasher.Hash();
+  }
+  for (uint64_t at = 0; at < bytes; at += kWindow) {
+    const uint64_t n = std::min(kWindow, bytes - at);
+    hasher.Add(tensor.data + at, n);
+    checkpoint.Release(tensor.data + at, n);
+  }
+  return hasher.Hash();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path) {
@@ -96,28 +119,30 @@ absl::StatusOr<ModelConfig> Checkpoint::Config() const {
   return absl::Status(config.status().code(), absl::StrCat(path_, ": ", config.status().message()));
 }
 
-uint64_t Checkpoint::Fingerprint() const {
+uint64_t Checkpoint::Fingerprint(int threads) const {
   std::vector<const TensorView*> sorted;
   for (const TensorView& tensor : tensors_) sorted.push_back(&tensor);
   std::sort(sorted.begin(), sorted.end(),
             [](const TensorView* a, const TensorView* b) { return a->name < b->name; });
+  std::vector<uint64_t> hashes(sorted.size());
+  // The large ones first: nobody waits long for the last one.
+  std::vector<size_t> order(sorted.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return sorted[a]->elements() > sorted[b]->elements();
+  });
+  base::ParallelFor(threads, std::ssize(order),
+                    [&](int64_t i) { hashes[order[i]] = HashOf(*this, *sorted[order[i]]); });
   // The order of the tensors and the kind of file do not count: a converted model keeps its states.
   std::string summary;
-  std::vector<uint8_t> copy;
-  for (const TensorView* tensor : sorted) {
-    const size_t bytes = tensor->elements() * SizeOf(tensor->dtype);
-    const uint8_t* data = tensor->data;
-    if (!tensor->contiguous()) {
-      copy.resize(bytes);
-      tensor->CopyRaw(copy.data());
-      data = copy.data();
-    }
-    AppendLittleEndian<uint64_t>(tensor->name.size(), &summary);
-    summary += tensor->name;
-    summary.push_back(static_cast<char>(tensor->dtype));
-    AppendLittleEndian<uint64_t>(tensor->shape.size(), &summary);
-    for (int64_t size : tensor->shape) AppendLittleEndian<int64_t>(size, &summary);
-    AppendLittleEndian<uint64_t>(base::Hash64(data, bytes), &summary);
+  for (size_t i = 0; i < sorted.size(); ++i) {
+    const TensorView& tensor = *sorted[i];
+    AppendLittleEndian<uint64_t>(tensor.name.size(), &summary);
+    summary += tensor.name;
+    summary.push_back(static_cast<char>(tensor.dtype));
+    AppendLittleEndian<uint64_t>(tensor.shape.size(), &summary);
+    for (int64_t size : tensor.shape) AppendLittleEndian<int64_t>(size, &summary);
+    AppendLittleEndian<uint64_t>(hashes[i], &summary);
   }
   return base::Hash64(summary.data(), summary.size());
 }

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +23,17 @@ class ParsedCheckpoint final : public Checkpoint {
   void Attach(std::unique_ptr<base::MappedFile> file) {
     path_ = file->path();
     file_ = std::move(file);
+  }
+
+  std::optional<base::FileIdentity> identity() const override {
+    if (file_ == nullptr) return std::nullopt;
+    return file_->identity();
+  }
+  void Expect(const uint8_t* data, uint64_t bytes) const override {
+    if (file_ != nullptr) file_->Expect(data, bytes);
+  }
+  void Release(const uint8_t* data, uint64_t bytes) const override {
+    if (file_ != nullptr) file_->Release(data, bytes);
   }
 
  private:

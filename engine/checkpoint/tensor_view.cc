@@ -69,6 +69,13 @@ bool TensorView::contiguous() const {
   return true;
 }
 
+TensorView TensorView::Rows(int64_t first, int64_t last) const {
+  TensorView rows = *this;
+  rows.shape[0] = last - first;
+  rows.data = data + first * strides[0] * SizeOf(dtype);
+  return rows;
+}
+
 void TensorView::CopyToF32(float* out) const {
   ForEachRow(*this, [&](const uint8_t* source, int64_t n, int64_t stride) {
     switch (dtype) {

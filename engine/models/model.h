@@ -17,13 +17,26 @@
 
 namespace skein::engine {
 
+class PackedFile;  // engine/models/packed_file.h
+
+// How far a load is, in bytes of the weights as they lie in memory.
+struct LoadProgress {
+  enum class Stage { kPacking, kReading, kWriting };  // the last two: of the packed file
+  Stage stage = Stage::kPacking;
+  int64_t done = 0, total = 0;
+
+  double fraction() const { return total > 0 ? static_cast<double>(done) / total : 1; }
+};
+
 struct ModelOptions {
-  DType weights = DType::kBF16;                   // not kF16; int8 (rwkv7: of the large matrices)
-  int32_t max_tokens = 512;                       // of one step, all rows together
-  int32_t max_rows = 64;                          // of one step
-  int32_t max_logits = 64;                        // rows of logits of one step
-  std::function<void(double fraction)> progress;  // of loading; may be empty
-  std::function<bool()> wanted = nullptr;         // false: loading ends with CANCELLED
+  DType weights = DType::kBF16;  // not kF16; int8 (rwkv7: of the large matrices)
+  int32_t max_tokens = 512;      // of one step, all rows together
+  int32_t max_rows = 64;         // of one step
+  int32_t max_logits = 64;       // rows of logits of one step
+  // Of loading, on the caller's thread; may be empty.
+  std::function<void(const LoadProgress&)> progress;
+  std::function<bool()> wanted = nullptr;  // any thread; false: loading ends with CANCELLED
+  PackedFile* packed = nullptr;            // where packed weights are kept; null: nowhere
 };
 
 // One step's work, host memory. Row r owns tokens [offsets[r], offsets[r+1]) and the state in

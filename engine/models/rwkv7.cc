@@ -140,28 +140,19 @@ Layer Rwkv7::LoadLayer(WeightLoader& load, int32_t i, int32_t C) {
 }
 
 absl::Status Rwkv7::Load(const Checkpoint& checkpoint) {
-  const auto stream = device_.NewStream();
-  WeightLoader load(checkpoint, device_, *stream, options_.weights);
-  const auto progress = [this](double fraction) {
-    if (options_.progress) options_.progress(fraction);
-  };
+  WeightLoader load(checkpoint, device_, options_);
   embedding_ = load.Table("emb.weight");
   embedding_dtype_ = load.table_dtype();
   ln0_weight_ = load.Vector("blocks.0.ln0.weight");
   ln0_bias_ = load.Vector("blocks.0.ln0.bias");
   layers_.reserve(config_.L);
-  for (int32_t i = 0; i < config_.L && load.status().ok(); ++i) {
-    progress(static_cast<double>(i) / (config_.L + 1));
-    if (options_.wanted && !options_.wanted()) return absl::CancelledError("loading was cancelled");
-    layers_.push_back(LoadLayer(load, i, config_.C));
-  }
+  for (int32_t i = 0; i < config_.L; ++i) layers_.push_back(LoadLayer(load, i, config_.C));
   ln_out_weight_ = load.Vector("ln_out.weight");
   ln_out_bias_ = load.Vector("ln_out.bias");
   head_ = load.Matrix("head.weight");
-  SKEIN_RETURN_IF_ERROR(load.status());
+  SKEIN_RETURN_IF_ERROR(load.Fill());
   weight_bytes_ = load.bytes();
   buffers_ = load.TakeBuffers();
-  progress(1.0);
   return AllocateWorkspace();
 }
 

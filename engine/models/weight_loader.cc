@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/parallel.h"
 
 namespace skein::engine {
 namespace {
+
+// Of the checkpoint, mapped and worked on at a time.
+constexpr int64_t kPieceBytes = int64_t{16} << 20;
 
 // One value as fp32.
 float Load(const uint8_t* p, DType dtype) {
@@ -21,12 +27,7 @@ float Load(const uint8_t* p, DType dtype) {
   return dtype == DType::kBF16 ? BF16ToF32(bits) : F16ToF32(bits);
 }
 
-// Row-major copy in `to`; the source is contiguous.
 void Convert(const uint8_t* source, DType from, int64_t n, DType to, uint8_t* out) {
-  if (from == to) {
-    std::memcpy(out, source, n * SizeOf(to));
-    return;
-  }
   for (int64_t i = 0; i < n; ++i) {
     const float value = Load(source + i * SizeOf(from), from);
     if (to == DType::kF32) {
@@ -38,12 +39,35 @@ void Convert(const uint8_t* source, DType from, int64_t n, DType to, uint8_t* ou
   }
 }
 
-// The tensor's bytes, row-major: the mapping itself, or a copy in *storage when it is strided.
-const uint8_t* Contiguous(const TensorView& tensor, std::unique_ptr<uint8_t[]>* storage) {
-  if (tensor.contiguous()) return tensor.data;
-  storage->reset(new uint8_t[tensor.elements() * SizeOf(tensor.dtype)]);
-  tensor.CopyRaw(storage->get());
-  return storage->get();
+int64_t RowBytes(const TensorView& tensor) {
+  return tensor.elements() / tensor.shape[0] * SizeOf(tensor.dtype);
+}
+
+// What this tier's packing makes of a small matrix: changes with the layout, so nobody has to
+// remember to count a version up.
+uint64_t ProbePacking(kernels::Device& device, DType dtype, bool transposed) {
+  constexpr int32_t kO = 150, kK = 330;  // no multiple of any panel, step or group
+  std::vector<float> source(int64_t{kO} * kK);
+  for (size_t i = 0; i < source.size(); ++i) {
+    source[i] = static_cast<float>(static_cast<int32_t>(i * 2654435761u)) * 0x1p-31f;
+  }
+  const int64_t bytes = device.ops().packed_bytes(kO, kK, dtype);
+  const kernels::Buffer packed(device, bytes);
+  if (!packed) return 0;
+  const auto stream = device.NewStream();
+  device.Zero(packed.data(), bytes, *stream);
+  kernels::PackParams params;
+  params.source = source.data();
+  params.transposed = transposed;
+  params.O = kO;
+  params.K = kK;
+  params.dtype = dtype;
+  params.out = packed.data();
+  device.ops().pack(params, *stream);
+  std::vector<char> host(bytes);
+  device.CopyToHost(host.data(), packed.data(), bytes, *stream);
+  stream->Synchronize();
+  return base::Hash64(host.data(), host.size());
 }
 
 }  // namespace
@@ -60,10 +84,10 @@ const TensorView* WeightLoader::Find(const std::string& name) {
 
 // Small matrices share blocks, so that they lie in huge pages too; what a block has left over was
 // never touched and takes no memory.
-void* WeightLoader::Allocate(int64_t bytes, const std::string& name) {
+char* WeightLoader::Allocate(int64_t bytes, const std::string& name) {
   constexpr int64_t kBlock = int64_t{32} << 20;
   const int64_t rounded = (bytes + 63) / 64 * 64;
-  if (rounded > free_bytes_) {
+  if (buffers_.empty() || rounded > static_cast<int64_t>(buffers_.back().bytes()) - used_.back()) {
     kernels::Buffer buffer(device_, std::max(rounded, kBlock));
     if (!buffer) {
       status_ = absl::ResourceExhaustedError(
@@ -72,13 +96,18 @@ void* WeightLoader::Allocate(int64_t bytes, const std::string& name) {
       return nullptr;
     }
     buffers_.push_back(std::move(buffer));
-    free_ = buffers_.back().as<char>();
-    free_bytes_ = static_cast<int64_t>(buffers_.back().bytes());
+    used_.push_back(0);
   }
-  void* data = free_;
-  free_ += rounded;
-  free_bytes_ -= rounded;
+  char* data = buffers_.back().as<char>() + used_.back();
+  used_.back() += rounded;
   bytes_ += bytes;
+  return data;
+}
+
+char* WeightLoader::Add(Kind kind, std::vector<const TensorView*> tensors, DType dtype,
+                        int64_t bytes) {
+  char* data = Allocate(bytes, tensors[0]->name);
+  if (data != nullptr) weights_.push_back({kind, std::move(tensors), dtype, data, bytes});
   return data;
 }
 
@@ -89,17 +118,14 @@ const float* WeightLoader::Vector(const std::string& name) {
 }
 
 const float* WeightLoader::Vectors(const std::vector<std::string>& names, int32_t C) {
-  std::vector<float> host(names.size() * C);
-  for (size_t i = 0; i < names.size(); ++i) {
-    const TensorView* tensor = Find(names[i]);
-    if (tensor == nullptr) return nullptr;
-    tensor->CopyToF32(host.data() + i * C);
+  std::vector<const TensorView*> tensors;
+  for (const std::string& name : names) {
+    tensors.push_back(Find(name));
+    if (tensors.back() == nullptr) return nullptr;
   }
-  void* data = Allocate(host.size() * sizeof(float), names[0]);
-  if (data == nullptr) return nullptr;
-  device_.CopyToDevice(data, host.data(), host.size() * sizeof(float), stream_);
-  stream_.Synchronize();
-  return static_cast<const float*>(data);
+  const int64_t bytes = std::ssize(names) * C * SizeOf(DType::kF32);
+  return reinterpret_cast<const float*>(
+      Add(Kind::kVectors, std::move(tensors), DType::kF32, bytes));
 }
 
 kernels::PackedMatrix WeightLoader::Pack(const std::string& name, bool transposed, DType dtype) {
@@ -109,44 +135,170 @@ kernels::PackedMatrix WeightLoader::Pack(const std::string& name, bool transpose
   matrix.O = static_cast<int32_t>(tensor->shape[transposed ? 1 : 0]);
   matrix.K = static_cast<int32_t>(tensor->shape[transposed ? 0 : 1]);
   matrix.dtype = dtype;
-  void* data = Allocate(device_.ops().packed_bytes(matrix.O, matrix.K, dtype), name);
-  if (data == nullptr) return {};
-  std::unique_ptr<uint8_t[]> storage;
-  kernels::PackParams params;
-  params.source = Contiguous(*tensor, &storage);
-  params.source_dtype = tensor->dtype;
-  params.transposed = transposed;
-  params.O = matrix.O;
-  params.K = matrix.K;
-  params.dtype = dtype;
-  params.out = data;
-  device_.ops().pack(params, stream_);
-  stream_.Synchronize();
-  matrix.data = data;
+  matrix.data = Add(transposed ? Kind::kMatrixTransposed : Kind::kMatrix, {tensor}, dtype,
+                    device_.ops().packed_bytes(matrix.O, matrix.K, dtype));
   return matrix;
 }
 
 const void* WeightLoader::Table(const std::string& name) {
   const TensorView* tensor = Find(name);
   if (tensor == nullptr) return nullptr;
-  const int64_t row = tensor->shape.back();
-  const int64_t rows = tensor->elements() / row;
-  uint8_t* data = static_cast<uint8_t*>(Allocate(tensor->elements() * SizeOf(table_dtype()), name));
-  if (data == nullptr) return nullptr;
-  std::unique_ptr<uint8_t[]> storage;
-  const uint8_t* source = Contiguous(*tensor, &storage);
-  // A block of rows at a time: the conversion never holds a second copy of the table.
-  const int64_t block = std::max<int64_t>(1, (int64_t{1} << 20) / row);
-  std::vector<uint8_t> host(block * row * SizeOf(table_dtype()));
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t n = std::min(block, rows - first) * row;
-    Convert(source + first * row * SizeOf(tensor->dtype), tensor->dtype, n, table_dtype(),
-            host.data());
-    device_.CopyToDevice(data + first * row * SizeOf(table_dtype()), host.data(),
-                         n * SizeOf(table_dtype()), stream_);
-    stream_.Synchronize();
+  return Add(Kind::kTable, {tensor}, table_dtype(), tensor->elements() * SizeOf(table_dtype()));
+}
+
+absl::Status WeightLoader::Fill() {
+  SKEIN_RETURN_IF_ERROR(status_);
+  if (options_.packed == nullptr) return MakeAll();
+  const PackedImage image = Image();
+  const absl::Status read = options_.packed->Read(image, device_, options_);
+  if (read.ok() || absl::IsCancelled(read)) return read;
+  SKEIN_RETURN_IF_ERROR(MakeAll());
+  const absl::Status written = options_.packed->Write(image, device_, options_);
+  return absl::IsCancelled(written) ? written : absl::OkStatus();
+}
+
+PackedImage WeightLoader::Image() const {
+  PackedImage image;
+  image.layout = Layout();
+  for (size_t i = 0; i < buffers_.size(); ++i) {
+    image.parts.emplace_back(buffers_[i].as<char>(), used_[i]);
   }
-  return data;
+  return image;
+}
+
+uint64_t WeightLoader::Layout() const {
+  std::string all = absl::StrCat("tier ", device_.info().tier, "\n");
+  for (const DType dtype : {dtype_, table_dtype()}) {
+    for (const bool transposed : {false, true}) {
+      absl::StrAppend(&all, "packing ", ProbePacking(device_, dtype, transposed), "\n");
+    }
+  }
+  for (const int64_t used : used_) absl::StrAppend(&all, "block ", used, "\n");
+  for (const Weight& weight : weights_) {
+    absl::StrAppend(&all, static_cast<int>(weight.kind), " ", static_cast<int>(weight.dtype), " ",
+                    weight.bytes);
+    for (const TensorView* tensor : weight.tensors) {
+      absl::StrAppend(&all, " ", tensor->name, " ", static_cast<int>(tensor->dtype));
+      for (const int64_t size : tensor->shape) absl::StrAppend(&all, ",", size);
+    }
+    all += '\n';
+  }
+  return base::Hash64(all.data(), all.size());
+}
+
+absl::Status WeightLoader::MakeAll() {
+  done_ = 0;
+  SKEIN_RETURN_IF_ERROR(Done(0));
+  for (const Weight& weight : weights_) SKEIN_RETURN_IF_ERROR(Make(weight));
+  return absl::OkStatus();
+}
+
+absl::Status WeightLoader::Make(const Weight& weight) {
+  switch (weight.kind) {
+    case Kind::kVectors:
+      MakeVectors(weight);
+      return Done(weight.bytes);
+    case Kind::kMatrix:
+      return ForEachPiece(weight, kernels::kPackRows,
+                          [&](const uint8_t* source, int64_t first, int64_t last) {
+                            PackRows(weight, source, first, last);
+                          });
+    case Kind::kMatrixTransposed:  // whole: these are small
+      return ForEachPiece(weight, weight.tensors[0]->shape[0],
+                          [&](const uint8_t* source, int64_t first, int64_t last) {
+                            PackRows(weight, source, first, last);
+                          });
+    case Kind::kTable:
+      return ForEachPiece(weight, 1, [&](const uint8_t* source, int64_t first, int64_t last) {
+        CopyRows(weight, source, first, last);
+      });
+  }
+  return absl::InternalError("a kind of weight that nobody makes");
+}
+
+void WeightLoader::MakeVectors(const Weight& weight) {
+  std::vector<float> host(weight.bytes / SizeOf(DType::kF32));
+  float* next = host.data();
+  for (const TensorView* tensor : weight.tensors) {
+    tensor->CopyToF32(next);
+    next += tensor->elements();
+  }
+  device_.CopyToDevice(weight.data, host.data(), weight.bytes, *stream_);
+  stream_->Synchronize();
+}
+
+// Calls rows() for pieces of a tensor, each of whole units of rows but for the last one.
+absl::Status WeightLoader::ForEachPiece(const Weight& weight, int64_t unit, RowsFunction rows) {
+  const TensorView& tensor = *weight.tensors[0];
+  const int64_t row = RowBytes(tensor), total = tensor.shape[0];
+  const int64_t step = std::max<int64_t>(1, kPieceBytes / (row * unit)) * unit;
+  std::vector<uint8_t> copy;
+  for (int64_t first = 0; first < total; first += step) {
+    const int64_t last = std::min(first + step, total);
+    if (tensor.contiguous()) {
+      const uint8_t* source = tensor.data + first * row;
+      if (last < total) {
+        checkpoint_.Expect(source + (last - first) * row, std::min(step, total - last) * row);
+      }
+      rows(source, first, last);
+      checkpoint_.Release(source, (last - first) * row);
+    } else {
+      copy.resize((last - first) * row);
+      tensor.Rows(first, last).CopyRaw(copy.data());
+      rows(copy.data(), first, last);
+    }
+    SKEIN_RETURN_IF_ERROR(Done(weight.bytes * last / total - weight.bytes * first / total));
+  }
+  return absl::OkStatus();
+}
+
+void WeightLoader::PackRows(const Weight& weight, const uint8_t* source, int64_t first,
+                            int64_t last) {
+  const TensorView& tensor = *weight.tensors[0];
+  kernels::PackParams params;
+  params.source = source;
+  params.source_dtype = tensor.dtype;
+  params.transposed = weight.kind == Kind::kMatrixTransposed;
+  params.O = static_cast<int32_t>(tensor.shape[params.transposed ? 1 : 0]);
+  params.K = static_cast<int32_t>(tensor.shape[params.transposed ? 0 : 1]);
+  if (!params.transposed) {
+    params.first = static_cast<int32_t>(first);
+    params.last = static_cast<int32_t>(last);
+  }
+  params.dtype = weight.dtype;
+  params.out = weight.data;
+  device_.ops().pack(params, *stream_);
+  stream_->Synchronize();
+}
+
+void WeightLoader::CopyRows(const Weight& weight, const uint8_t* source, int64_t first,
+                            int64_t last) {
+  constexpr int64_t kElements = int64_t{1} << 18;
+  const TensorView& tensor = *weight.tensors[0];
+  const int64_t row = tensor.elements() / tensor.shape[0], n = (last - first) * row;
+  char* out = weight.data + first * row * SizeOf(weight.dtype);
+  base::ParallelFor(device_.info().threads, (n + kElements - 1) / kElements, [&](int64_t part) {
+    const int64_t begin = part * kElements, count = std::min(kElements, n - begin);
+    const uint8_t* from = source + begin * SizeOf(tensor.dtype);
+    std::vector<uint8_t> host;
+    if (tensor.dtype != weight.dtype) {
+      host.resize(count * SizeOf(weight.dtype));
+      Convert(from, tensor.dtype, count, weight.dtype, host.data());
+      from = host.data();
+    }
+    const auto stream = device_.NewStream();
+    device_.CopyToDevice(out + begin * SizeOf(weight.dtype), from, count * SizeOf(weight.dtype),
+                         *stream);
+    stream->Synchronize();
+  });
+}
+
+// Tells how far it is; CANCELLED when nobody wants the rest.
+absl::Status WeightLoader::Done(int64_t bytes) {
+  done_ += bytes;
+  if (options_.progress) options_.progress({LoadProgress::Stage::kPacking, done_, bytes_});
+  if (options_.wanted && !options_.wanted()) return absl::CancelledError("loading was cancelled");
+  return absl::OkStatus();
 }
 
 }  // namespace skein::engine

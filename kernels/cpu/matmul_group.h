@@ -161,10 +161,12 @@ int64_t BytesOfPacked(int32_t O, int32_t K, DType dtype) {
 template <class T>
 void RunPack(const PackParams& p, Stream& stream) {
   T::WithKernel(p.dtype, [&](auto kernel) {
-    ForRange(stream, CeilDiv(p.O, kernel.kPanel), GrainFor(1.0 * kernel.kPanel * p.K),
-             [&p, kernel](int64_t begin, int64_t end) {
+    static_assert(kPackRows % kernel.kPanel == 0);
+    const int64_t first = p.first / kernel.kPanel;
+    ForRange(stream, CeilDiv(p.end(), kernel.kPanel) - first, GrainFor(1.0 * kernel.kPanel * p.K),
+             [&p, kernel, first](int64_t begin, int64_t end) {
                const int64_t bytes = kernel.PanelBytes(p.K);
-               for (int64_t panel = begin; panel < end; ++panel) {
+               for (int64_t panel = first + begin; panel < first + end; ++panel) {
                  kernel.PackPanel(p, panel, static_cast<char*>(p.out) + panel * bytes);
                }
              });

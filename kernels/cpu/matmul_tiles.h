@@ -40,11 +40,14 @@ class TileKernel {
   // [step of K][half][pair of k][output][of the pair]; K is filled up with zeros to whole steps.
   static void PackPanel(const PackParams& p, int64_t panel, char* out) {
     auto* w = reinterpret_cast<uint16_t*>(out);
-    for (int64_t k = 0; k < Padded(p.K); ++k) {
+    // A step of one output after the other: rows of the source may lie a multiple of 4 KiB apart,
+    // where the first cache holds lines of few of them at a time.
+    for (int64_t k = 0; k < Padded(p.K); k += kStepK, w += 2 * kTile) {
       for (int64_t j = 0; j < kPanel; ++j) {
-        const int64_t o = panel * kPanel + j;
-        w[(k / kStepK * 2 + j / kHalf) * kTile + k % kStepK / 2 * kPanel + j % kHalf * 2 + k % 2] =
-            o < p.O && k < p.K ? ToBF16(LoadSource(p, o, k)) : uint16_t{0};
+        float values[kStepK];
+        LoadSourceRow<kStepK>(p, panel * kPanel + j, k, values);
+        uint16_t* to = w + j / kHalf * kTile + j % kHalf * 2;
+        for (int64_t i = 0; i < kStepK; ++i) to[i / 2 * kPanel + i % 2] = ToBF16(values[i]);
       }
     }
   }

@@ -90,11 +90,12 @@ class VectorKernel {
     auto* w = reinterpret_cast<Stored*>(out + ScaleBytes(p.K));
     float values[kGroupSize][kPanel];
     for (int64_t k = 0; k < p.K; k += kGroupSize) {
-      for (int64_t i = 0; i < kGroupSize; ++i) {
-        for (int64_t j = 0; j < kPanel; ++j) {
-          const int64_t o = panel * kPanel + j;
-          values[i][j] = o < p.O && k + i < p.K ? LoadSource(p, o, k + i) : 0.0f;
-        }
+      // One output after the other: rows of the source may lie a multiple of 4 KiB apart, where the
+      // first cache holds lines of few of them at a time.
+      for (int64_t j = 0; j < kPanel; ++j) {
+        float row[kGroupSize];
+        LoadSourceRow<kGroupSize>(p, panel * kPanel + j, k, row);
+        for (int64_t i = 0; i < kGroupSize; ++i) values[i][j] = row[i];
       }
       if constexpr (kInt8) QuantizeGroup(values, scales + k / kGroupSize * kPanel);
       for (int64_t i = 0; i < kGroupSize && k + i < p.K; i += W::kStep) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/ops.h"
 
@@ -112,7 +113,31 @@ inline float LoadElement(const void* data, DType dtype, int64_t i) {
 
 // Element (o, k) of the matrix that `p` names, whichever way it is stored.
 inline float LoadSource(const PackParams& p, int64_t o, int64_t k) {
-  return LoadElement(p.source, p.source_dtype, p.transposed ? k * p.O + o : o * p.K + k);
+  return LoadElement(p.source, p.source_dtype,
+                     p.transposed ? k * p.O + o : (o - p.first) * p.K + k);
+}
+
+// n elements of output o from k on, n known to the compiler; zeros beyond the matrix.
+template <int64_t n>
+void LoadSourceRow(const PackParams& p, int64_t o, int64_t k, float* out) {
+  if (o >= p.O || k + n > p.K || p.transposed) {
+    for (int64_t i = 0; i < n; ++i)
+      out[i] = o < p.O && k + i < p.K ? LoadSource(p, o, k + i) : 0.0f;
+    return;
+  }
+  const auto load = [&](auto dtype) {
+    constexpr DType kType = dtype;
+    const int64_t at = (o - p.first) * p.K + k;
+    for (int64_t i = 0; i < n; ++i) out[i] = LoadElement(p.source, kType, at + i);
+  };
+  switch (p.source_dtype) {
+    case DType::kF32:
+      return load(std::integral_constant<DType, DType::kF32>{});
+    case DType::kBF16:
+      return load(std::integral_constant<DType, DType::kBF16>{});
+    default:
+      return load(std::integral_constant<DType, DType::kF16>{});
+  }
 }
 
 // The group of output o from k on, as whole numbers; what lies beyond the matrix is zero. Returns
@@ -120,10 +145,8 @@ inline float LoadSource(const PackParams& p, int64_t o, int64_t k) {
 [[maybe_unused]] inline uint16_t QuantizeWeights(const PackParams& p, int64_t o, int64_t k,
                                                  int8_t* q) {
   float values[kGroupSize], largest = 0;
-  for (int64_t i = 0; i < kGroupSize; ++i) {
-    values[i] = o < p.O && k + i < p.K ? LoadSource(p, o, k + i) : 0.0f;
-    largest = Larger(largest, values[i]);
-  }
+  LoadSourceRow<kGroupSize>(p, o, k, values);
+  for (const float value : values) largest = Larger(largest, value);
   const uint16_t scale = ScaleOf(largest);
   for (int64_t i = 0; i < kGroupSize; ++i) q[i] = Quantize(values[i], FromBF16(scale));
   return scale;

@@ -70,8 +70,8 @@ void PackInt8Row(const PackParams& p, int64_t o) {
 }
 
 void Pack(const PackParams& p, Stream& stream) {
-  ForRange(stream, p.O, GrainFor(2.0 * p.K), [&p](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
+  ForRange(stream, p.end() - p.first, GrainFor(2.0 * p.K), [&p](int64_t begin, int64_t end) {
+    for (int64_t o = p.first + begin; o < p.first + end; ++o) {
       if (IsInt8(p.dtype)) {
         PackInt8Row(p, o);
         continue;

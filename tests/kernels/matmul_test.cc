@@ -168,6 +168,39 @@ TEST_P(MatmulTest, PacksEveryTypeFromUnalignedBytes) {
   }
 }
 
+TEST_P(MatmulTest, PiecesMakeTheBytesOfTheWhole) {
+  const OpTable& ops = GetParam()->ops();
+  TestStream stream(2);
+  const int O = 3 * kPackRows + 5, K = 150;
+  std::mt19937 rng(9);
+  const Floats source = RandomFloats(O * K, rng);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    const int64_t bytes = ops.packed_bytes(O, K, dtype);
+    Floats whole((bytes + 3) / 4), pieces((bytes + 3) / 4);
+    std::memset(whole.get(), 0, bytes);
+    std::memset(pieces.get(), 0, bytes);
+    PackParams pack;
+    pack.source = source.get();
+    pack.O = O;
+    pack.K = K;
+    pack.dtype = dtype;
+    pack.out = whole.get();
+    ops.pack(pack, stream);
+    pack.out = pieces.get();
+    const int cuts[] = {0, kPackRows, 3 * kPackRows, O};
+    for (int i = 0; i < 3; ++i) {
+      const int first = cuts[i], last = cuts[i + 1];
+      Floats rows((last - first) * K);  // only these are there
+      std::memcpy(rows.get(), source.get() + first * K, rows.size() * 4);
+      pack.source = rows.get();
+      pack.first = first;
+      pack.last = last;
+      ops.pack(pack, stream);
+    }
+    EXPECT_EQ(std::memcmp(whole.get(), pieces.get(), bytes), 0) << static_cast<int>(dtype);
+  }
+}
+
 TEST_P(MatmulTest, Int8IsWithinHalfAStepAndTheSameOnEveryTier) {
   TestStream stream(2);
   const int O = 70, K = 150;  // two groups and a part of one

@@ -223,5 +223,53 @@ TEST(Hash64, KnownValues) {
   EXPECT_NE(Hash64("a", 1, 1), Hash64("a", 1, 2));
 }
 
+TEST(Hash64, PieceByPieceIsTheSame) {
+  std::string data(300000, '\0');
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<char>(i * 131 + i / 7);
+  for (const size_t piece : {size_t{1000}, size_t{4096}, size_t{299999}}) {
+    Hasher64 hasher;
+    for (size_t at = 0; at < data.size(); at += piece) {
+      hasher.Add(data.data() + at, std::min(piece, data.size() - at));
+    }
+    EXPECT_EQ(hasher.Hash(), Hash64(data.data(), data.size())) << piece;
+  }
+  EXPECT_EQ(Hasher64().Hash(), Hash64("", 0));
+}
+
+TEST_F(FileTest, AMappingCanBeReadAgainAfterItsRelease) {
+  const std::string contents(100000, 'x');
+  ASSERT_TRUE(WriteFileAtomically(Path("file"), contents).ok());
+  const auto file = MappedFile::Open(Path("file"));
+  ASSERT_TRUE(file.ok());
+  (*file)->Expect((*file)->data() + 5000, 50000);
+  (*file)->Release((*file)->data() + 1, (*file)->size() - 1);
+  EXPECT_EQ(std::memcmp((*file)->data(), contents.data(), contents.size()), 0);
+}
+
+TEST_F(FileTest, AnOpenFileIsReadAnywhereAndToldWhenItEnds) {
+  ASSERT_TRUE(WriteFileAtomically(Path("file"), "0123456789").ok());
+  const auto file = OpenFile::Open(Path("file"));
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ((*file)->size(), 10);
+  char out[4] = {};
+  ASSERT_TRUE((*file)->Read(5, out, 4).ok());
+  EXPECT_EQ(std::string(out, 4), "5678");
+  EXPECT_TRUE(absl::IsDataLoss((*file)->Read(8, out, 4)));
+  std::filesystem::resize_file(Path("file"), 6);
+  EXPECT_TRUE(absl::IsDataLoss((*file)->Read(5, out, 4)));
+  EXPECT_TRUE(absl::IsNotFound(OpenFile::Open(Path("no")).status()));
+  EXPECT_FALSE(OpenFile::Open(folder_).ok());
+}
+
+TEST_F(FileTest, AnotherFileHasAnotherIdentity) {
+  ASSERT_TRUE(WriteFileAtomically(Path("file"), "one").ok());
+  const auto first = Identify(Path("file"));
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(*first, *Identify(Path("file")));
+  EXPECT_EQ(*first, (*MappedFile::Open(Path("file")))->identity());
+  ASSERT_TRUE(WriteFileAtomically(Path("file"), "two").ok());
+  EXPECT_FALSE(*first == *Identify(Path("file")));
+}
+
 }  // namespace
 }  // namespace skein::base
