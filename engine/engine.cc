@@ -107,7 +107,10 @@ class Engine::Impl {
                                                         return Begin(*std::move(sequence->request),
                                                                      std::move(lease), sequence);
                                                       }}));
-    thread_ = std::thread([this] { loop_->Run(); });
+    thread_ = std::thread([this] {
+      device_.EnterThread();
+      loop_->Run();
+    });
     return absl::OkStatus();
   }
 

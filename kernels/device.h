@@ -83,6 +83,9 @@ class Device {
   virtual void CopyOnDevice(void* to, const void* from, size_t bytes, Stream& stream) = 0;
   virtual void Zero(void* device, size_t bytes, Stream& stream) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
+  // Called by the thread that computes from now on: where threads are bound to CPUs, this one
+  // becomes the first of them.
+  virtual void EnterThread() {}
   virtual std::unique_ptr<Event> NewEvent() = 0;
   virtual const OpTable& ops() const = 0;
 };
@@ -90,9 +93,13 @@ class Device {
 struct CpuOptions {
   int threads = 0;   // 0: as many as the process may use (affinity mask and cgroup quota)
   std::string tier;  // empty: $SKEIN_CPU if set, else the best tier this machine has
+  // CPUs that the threads are bound to, one each, in this order: "0-3,8", or "auto": those that the
+  // process may use, one of each core first. Empty: the system places them.
+  std::string pin = "";
 };
 
-// nullptr with *error set when the tier is unknown or this machine does not have it.
+// nullptr with *error set: the tier is unknown or this machine does not have it, a CPU is not the
+// process's to use, there are more threads than CPUs to bind them to.
 std::unique_ptr<Device> NewCpuDevice(const CpuOptions& options, std::string* error);
 
 // Memory of one device, freed with its owner.

@@ -106,6 +106,8 @@ void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
   s->Add(
       "cpu.tier", &cpu->tier,
       "force an instruction set (plain, avx2, avx512, avx512bf16, amx); empty: the best there is");
+  s->Add("cpu.pin", &cpu->pin,
+         "CPUs that these threads are bound to, one each: auto, or a list like 0-3,8; empty: none");
   s->Add("cpu.keep_packed", &cpu->keep_packed,
          "keep packed weights in a file beside the checkpoint, for the next start");
 }

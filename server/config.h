@@ -93,6 +93,7 @@ struct PromptConfig {
 struct CpuConfig {
   int64_t threads = 0;
   std::string tier;
+  std::string pin;           // as kernels::CpuOptions::pin
   bool keep_packed = false;  // in a file beside the checkpoint
 };
 

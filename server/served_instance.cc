@@ -160,8 +160,8 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(const ModelSource& 
   auto out = std::make_unique<ServedInstance>();
   out->path = source.path;
   std::string error;
-  out->device =
-      kernels::NewCpuDevice({static_cast<int>(config.cpu.threads), config.cpu.tier}, &error);
+  out->device = kernels::NewCpuDevice(
+      {static_cast<int>(config.cpu.threads), config.cpu.tier, config.cpu.pin}, &error);
   if (out->device == nullptr) return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
 
   SKEIN_ASSIGN_OR_RETURN(const auto checkpoint, engine::Checkpoint::Open(source.path));

@@ -162,7 +162,10 @@ PackedFile::PackedFile(const Checkpoint& checkpoint, std::string path)
 
 std::string PackedFile::PathFor(const std::string& checkpoint, const std::string& tier,
                                 DType weights) {
-  const char* type = weights == DType::kF32 ? "fp32" : (weights == DType::kI8 ? "int8" : "bf16");
+  const char* type = weights == DType::kF32    ? "fp32"
+                     : weights == DType::kI8   ? "int8"
+                     : weights == DType::kI8A8 ? "int8a8"
+                                               : "bf16";
   return absl::StrCat(checkpoint, ".", tier, "-", type, ".packed");
 }
 

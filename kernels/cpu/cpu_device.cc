@@ -8,8 +8,11 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/cpu/host_limits.h"
+#include "kernels/cpu/pinning.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tiers.h"
 #include "kernels/device.h"
@@ -42,7 +45,8 @@ class CpuEvent final : public Event {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(const Tier& tier, int threads) : ops_(tier.ops()), pool_(threads) {
+  CpuDevice(const Tier& tier, int threads, std::vector<int> cpus)
+      : ops_(tier.ops()), pool_(threads, std::move(cpus)) {
     info_.name = "cpu";
     info_.tier = tier.name;
     info_.threads = threads;
@@ -79,6 +83,7 @@ class CpuDevice final : public Device {
     if (bytes > 0) std::memset(device, 0, bytes);
   }
   std::unique_ptr<Stream> NewStream() override { return std::make_unique<CpuStream>(pool_); }
+  void EnterThread() override { pool_.BindCaller(); }
   std::unique_ptr<Event> NewEvent() override { return std::make_unique<CpuEvent>(); }
   const OpTable& ops() const override { return ops_; }
 
@@ -107,10 +112,19 @@ std::unique_ptr<Device> NewCpuDevice(const CpuOptions& options, std::string* err
              "; it must be 0 (as many as the process may use) to " + std::to_string(kMaxThreads);
     return nullptr;
   }
-  const int threads = options.threads > 0 ? options.threads : UsableThreads();
+  std::vector<int> cpus;
+  if (!options.pin.empty() && !ChooseCpus(options.pin, AllowedCpus(), &cpus, error)) return nullptr;
+  int threads = options.threads > 0 ? options.threads : UsableThreads();
+  const bool listed = !cpus.empty() && options.pin != "auto";
+  if (options.threads == 0 && listed) threads = static_cast<int>(cpus.size());
+  if (!cpus.empty() && threads > static_cast<int>(cpus.size())) {
+    *error = std::to_string(threads) + " threads cannot be bound to " +
+             std::to_string(cpus.size()) + " CPUs, one each";
+    return nullptr;
+  }
   try {
-    return std::make_unique<CpuDevice>(*tier, threads);
-  } catch (const std::exception& e) {  // std::thread: no more threads allowed
+    return std::make_unique<CpuDevice>(*tier, threads, std::move(cpus));
+  } catch (const std::exception& e) {  // no more threads allowed, or not there
     *error = "cannot start " + std::to_string(threads) + " CPU threads: " + e.what();
     return nullptr;
   }

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <vector>
 
+#include "kernels/cpu/pinning.h"
 #include "kernels/device.h"
 
 namespace skein::kernels {
@@ -108,12 +109,7 @@ CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& 
   return limits;
 }
 
-int UsableThreads() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return UsableThreads(set);
-  // More CPUs than cpu_set_t holds.
-  return CutToQuota(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
-}
+int UsableThreads() { return CutToQuota(static_cast<int>(AllowedCpus().size())); }
 
 int UsableThreads(const cpu_set_t& affinity) { return CutToQuota(CPU_COUNT(&affinity)); }
 

@@ -3,6 +3,11 @@
 #include <immintrin.h>
 
 #include <chrono>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kernels/cpu/pinning.h"
 
 namespace skein::kernels {
 namespace {
@@ -26,15 +31,27 @@ bool SpinUntil(const Done& done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(num_threads), slots_(std::make_unique<Slot[]>(num_threads)) {
+ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus)
+    : num_threads_(num_threads),
+      cpus_(std::move(cpus)),
+      slots_(std::make_unique<Slot[]>(num_threads)) {
   workers_.reserve(num_threads - 1);
   try {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { WorkerLoop(i); });
-  } catch (...) {  // the system has no thread left
+    for (int i = 1; i < num_threads; ++i) {
+      workers_.emplace_back([this, i] { WorkerLoop(i); });
+      if (!cpus_.empty() && !PinThread(workers_.back().native_handle(), cpus_[i])) {
+        throw std::runtime_error("CPU " + std::to_string(cpus_[i]) + " takes no thread");
+      }
+    }
+  } catch (...) {  // the system has no thread left, or took the CPU away
     StopWorkers();
     throw;
   }
+}
+
+void ThreadPool::BindCaller() const {
+  // The mask was asked when the CPUs were chosen; who has narrowed it since decides.
+  if (!cpus_.empty()) PinThread(pthread_self(), cpus_[0]);
 }
 
 ThreadPool::~ThreadPool() { StopWorkers(); }

@@ -21,12 +21,15 @@ namespace skein::kernels {
 class ThreadPool final : public Executor {
  public:
   // num_threads >= 1 counts the caller of ParallelFor, so num_threads - 1 threads are started.
-  explicit ThreadPool(int num_threads);
+  // cpus: empty, or the CPU that each is bound to; the first is the caller's (BindCaller).
+  explicit ThreadPool(int num_threads, std::vector<int> cpus = {});
   ~ThreadPool() override;
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const override { return num_threads_; }
+  // Binds the calling thread to the first CPU, where threads are bound.
+  void BindCaller() const;
   // May be called by several threads at a time: while one region runs, another caller's runs on
   // that caller alone.
   void ParallelFor(int64_t n, int64_t grain,
@@ -56,6 +59,7 @@ class ThreadPool final : public Executor {
   void AwaitWorkers();
 
   const int num_threads_;
+  const std::vector<int> cpus_;
   Region region_;                                // written by the caller between regions
   alignas(128) std::atomic<int> unfinished_{0};  // pieces offered to workers and not done yet
   alignas(128) std::atomic<bool> busy_{false};

@@ -1,0 +1,44 @@
+"""cpu.pin: the threads that compute are bound, the others are not."""
+
+import os
+import pathlib
+import re
+
+from daemon import run
+
+
+def masks(pid):
+    """Cpus_allowed_list of every thread of a process."""
+    found = []
+    for status in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
+        found.append(re.search(r"^Cpus_allowed_list:\t(.*)$", status.read_text(), re.MULTILINE)[1])
+    return found
+
+
+def test_the_engine_and_its_workers_are_bound(start):
+    cpus = sorted(os.sched_getaffinity(0))[-2:]
+    daemon = start({"cpu.threads": 0, "cpu.pin": ",".join(map(str, cpus))})
+    found = masks(daemon.process.pid)
+    bound = [mask for mask in found if mask in map(str, cpus)]
+    if len(os.sched_getaffinity(0)) > 1:  # else all are
+        assert sorted(bound) == sorted(map(str, cpus)), found
+    assert f"threads={len(cpus)}" in daemon.log()
+
+
+def test_not_bound_by_default(start):
+    cpus = os.sched_getaffinity(0)
+    for mask in masks(start().process.pid):
+        assert len(cpus) == 1 or not mask.isdigit()
+
+
+def test_a_cpu_that_is_not_there(model, tmp_path):
+    ended = run("--model", model, "--set", "cpu.pin=60000", "--set", "listen.metrics=127.0.0.1:0", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "cpu: CPU 60000 is not among those that this process may use (" in ended.stderr
+
+
+def test_more_threads_than_cpus(model, tmp_path):
+    cpu = min(os.sched_getaffinity(0))
+    ended = run("--model", model, "--set", f"cpu.pin={cpu}", "--set", "cpu.threads=2",
+                "--set", "listen.metrics=127.0.0.1:0", cwd=tmp_path)
+    assert ended.returncode == 1 and "2 threads cannot be bound to 1 CPUs" in ended.stderr
