@@ -72,6 +72,8 @@ class Call {
   const Principal& principal() const { return *principal_; }
   // The request: access() when that is an error, else what wire.h says.
   absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message* request) const;
+  // The bytes of the request are there.
+  void RequestCame() const { services_->connections->RequestCame(context_->peer()); }
   // The model that the request asks for, as ServiceContext::Use.
   absl::StatusOr<ModelUse> Use(absl::string_view model);
   absl::Time start() const { return start_; }

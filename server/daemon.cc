@@ -21,11 +21,6 @@
 namespace skein::server {
 namespace {
 
-// Calls of one connection that have begun and not ended, those that the client has given up among
-// them: a good client gives up all that it may have at once and begins as many again, and where it
-// may have few at once it does so several times before the server comes to end them. 10 MiB.
-constexpr int64_t kLeastCalls = 512;
-
 // For the last bytes of answers to leave.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 constexpr absl::Duration kGiveBack = absl::Seconds(30);
@@ -49,8 +44,7 @@ Daemon::Daemon(const LoadedConfig& config, Reread reread)
       lifecycle_(models_.get()),
       manager_(
           std::make_unique<ModelManager>(config_, conversations_, metrics_, *models_, lifecycle_)),
-      connections_(ConnectionLimit(config.config.listen),
-                   std::max(kLeastCalls, 2 * config.config.listen.max_streams)) {}
+      connections_(LimitsOf(config.config)) {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config, Reread reread,
                                                       ProgressFunction progress) {

@@ -26,6 +26,17 @@ constexpr int64_t kOtherDescriptors = 256;
 constexpr double kMostPingSeconds = 20;  // for the answer to a ping
 constexpr int64_t kLeastTransportMemory = int64_t{64} << 20;
 
+// Calls of one connection that have begun and not ended, those that the client has given up among
+// them: a good client gives up all that it may have at once and begins as many again, and where it
+// may have few at once it does so several times before the server comes to end them. 10 MiB.
+constexpr int64_t kLeastCalls = 512;
+// Frames, TLS, and headers that are refused as too long, come on top of what a limit allows.
+constexpr int64_t kLeastIdleBytes = int64_t{1} << 20;
+// How often the connections are looked at; more rarely where that takes longer, so that it costs no
+// more than one part in twenty of a processor.
+constexpr absl::Duration kLook = absl::Milliseconds(50);
+constexpr double kLookShare = 20;
+
 int Milliseconds(double seconds) {
   return static_cast<int>(std::min(seconds * 1000, static_cast<double>(INT_MAX)));
 }
@@ -76,6 +87,16 @@ int64_t ConnectionLimit(const ListenConfig& listen) {
   const int64_t descriptors = Descriptors();
   const int64_t left = descriptors - std::min(kOtherDescriptors, descriptors / 2);
   return listen.max_connections > 0 ? listen.max_connections : left;
+}
+
+ConnectionLimits LimitsOf(const ServerConfig& config) {
+  ConnectionLimits limits;
+  limits.connections = ConnectionLimit(config.listen);
+  limits.calls = std::max(kLeastCalls, 2 * config.listen.max_streams);
+  limits.idle_bytes = std::max(kLeastIdleBytes, 4 * config.listen.max_metadata_bytes);
+  // gRPC bounds the memory of requests on their way itself, and says so to who sends one.
+  limits.all_bytes = 2 * TransportMemory(config);
+  return limits;
 }
 
 void InitGrpc() {
@@ -167,6 +188,7 @@ absl::Status GrpcServer::Open(const ListenConfig& listen) {
   std::vector<Service> open = {generation_.methods(), conversations_.methods(), info_.methods()};
   if (listen.control.empty()) open.push_back(control_.methods());
   SKEIN_RETURN_IF_ERROR(OpenPort("listen.address", listen.address, listen, std::move(open)));
+  watch_ = std::thread([this] { WatchConnections(); });
   if (listen.control.empty()) return absl::OkStatus();
   return OpenPort("listen.control", listen.control, listen, {control_.methods()});
 }
@@ -186,7 +208,20 @@ absl::Status GrpcServer::OpenPort(const char* key, const std::string& address,
   return absl::OkStatus();
 }
 
-GrpcServer::~GrpcServer() { Shutdown(absl::Now()); }
+GrpcServer::~GrpcServer() {
+  Shutdown(absl::Now());
+  stopped_.Notify();
+  if (watch_.joinable()) watch_.join();
+}
+
+void GrpcServer::WatchConnections() {
+  absl::Duration pause = kLook;
+  while (!stopped_.WaitForNotificationWithTimeout(pause)) {
+    const absl::Time begin = absl::Now();
+    services_.connections->AbortHoarders();
+    pause = std::max(kLook, kLookShare * (absl::Now() - begin));
+  }
+}
 
 const std::string& GrpcServer::address() const { return ports_.front()->address(); }
 
@@ -211,6 +246,9 @@ void GrpcServer::Maintain() {
   services_.metrics->ConnectionsRefused(
       "descriptors", descriptors - std::exchange(told_descriptors_, descriptors));
   services_.metrics->ConnectionsRefused("calls", aborted - std::exchange(told_aborted_, aborted));
+  const int64_t hoarders = services_.connections->aborted_hoarders();
+  services_.metrics->ConnectionsRefused("headers",
+                                        hoarders - std::exchange(told_hoarders_, hoarders));
   if (certificates_ == nullptr) return;
   const absl::StatusOr<bool> refreshed = certificates_->Refresh();
   if (!refreshed.ok()) {

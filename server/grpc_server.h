@@ -4,10 +4,12 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "grpcpp/resource_quota.h"
 #include "server/connection_table.h"
@@ -27,6 +29,8 @@ void InitGrpc();
 // Connections at once: as the configuration says, or what the limit of open files leaves, which is
 // raised as far as it goes.
 int64_t ConnectionLimit(const ListenConfig& listen);
+// What the connections of this configuration may do.
+ConnectionLimits LimitsOf(const ServerConfig& config);
 
 class GrpcServer {
  public:
@@ -58,6 +62,7 @@ class GrpcServer {
 
   GrpcServer(const ServiceContext& services, const ServerConfig& config);
   absl::Status Open(const ListenConfig& listen);
+  void WatchConnections();
   absl::Status OpenPort(const char* key, const std::string& address, const ListenConfig& listen,
                         std::vector<Service> served);
 
@@ -70,10 +75,12 @@ class GrpcServer {
   HealthBoard health_;
   RefusedConnections refused_;
   // As published; Maintain's thread.
-  int64_t told_limit_ = 0, told_descriptors_ = 0, told_aborted_ = 0;
+  int64_t told_limit_ = 0, told_descriptors_ = 0, told_aborted_ = 0, told_hoarders_ = 0;
   grpc::ResourceQuota quota_;
   std::unique_ptr<CertificateSource> certificates_;  // nullptr: no TLS
   std::vector<std::unique_ptr<Port>> ports_;         // the public one first
+  absl::Notification stopped_;
+  std::thread watch_;  // of the connections; ends with stopped_
 };
 
 }  // namespace skein::server

@@ -35,7 +35,10 @@ void Rpc::Handle() {
 }
 
 void Rpc::OnReadDone(bool ok) {
-  if (ok) return Handle();
+  if (ok) {
+    call_.RequestCame();
+    return Handle();
+  }
   absl::Status status;
   if (call_.deadline_passed()) {
     status = absl::DeadlineExceededError("the deadline of the call passed before its request came");

@@ -6,11 +6,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <memory>
 #include <mutex>
 
 #include "absl/strings/numbers.h"
@@ -112,7 +114,7 @@ TEST(Listener, TellsWhyItCannotListen) {
 
 TEST(Listener, RefusesConnectionsBeyondTheLimit) {
   Acceptor acceptor;
-  ConnectionTable table(2, kCalls);
+  ConnectionTable table({2, kCalls});
   RefusedConnections refused;
   auto listener = *Listener::Bind("127.0.0.1:0", "x");
   listener->Start(&table, &refused, acceptor.function());
@@ -134,7 +136,7 @@ TEST(Listener, RefusesConnectionsBeyondTheLimit) {
 
 TEST(Listener, SurvivesTheLackOfDescriptors) {
   Acceptor acceptor;
-  ConnectionTable table(1000, kCalls);
+  ConnectionTable table({1000, kCalls});
   RefusedConnections refused;
   auto listener = *Listener::Bind("127.0.0.1:0", "x");
   listener->Start(&table, &refused, acceptor.function());
@@ -185,7 +187,7 @@ TEST(Listener, TakesOverADeadUnixSocket) {
 }
 
 TEST(ConnectionTable, ForgetsDescriptorsThatWereGivenOutAgain) {
-  ConnectionTable table(10, kCalls);
+  ConnectionTable table({10, kCalls});
   int pair[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
   EXPECT_TRUE(table.Add(pair[0]));
@@ -210,7 +212,7 @@ std::string PeerName(int client) {
 
 TEST(ConnectionTable, AbortsAConnectionWithTooManyCalls) {
   Acceptor acceptor;
-  ConnectionTable table(10, kCalls);
+  ConnectionTable table({10, kCalls});
   RefusedConnections refused;
   auto listener = *Listener::Bind("127.0.0.1:0", "x");
   listener->Start(&table, &refused, acceptor.function());
@@ -232,6 +234,124 @@ TEST(ConnectionTable, AbortsAConnectionWithTooManyCalls) {
   open.clear();
   listener->Stop();
   for (const int fd : {good, bad}) close(fd);
+}
+
+// Sends that many bytes, which are read at the other end.
+void SendAndRead(int client, int server, int64_t bytes) {
+  std::string data(1 << 14, 'x');
+  for (int64_t sent = 0; sent < bytes; sent += static_cast<int64_t>(data.size())) {
+    ASSERT_EQ(send(client, data.data(), data.size(), MSG_NOSIGNAL), data.size());
+    ASSERT_EQ(recv(server, data.data(), data.size(), MSG_WAITALL), data.size());
+  }
+}
+
+// A table with two connections, from both ends.
+class Hoarders : public ::testing::Test {
+ protected:
+  void Open(const ConnectionLimits& limits) {
+    table_ = std::make_unique<ConnectionTable>(limits);
+    listener_ = *Listener::Bind("127.0.0.1:0", "x");
+    listener_->Start(table_.get(), &refused_, [this](int, int fd) {
+      fcntl(fd, F_SETFL, 0);  // blocking
+      const std::lock_guard lock(mu_);
+      accepted_.push_back(fd);
+    });
+    for (int i = 0; i < 2; ++i) {
+      clients_.push_back(Connect(listener_->address()));
+      while (Accepted() <= i) absl::SleepFor(absl::Milliseconds(1));
+    }
+    table_->AbortHoarders();
+  }
+  ~Hoarders() override {
+    listener_->Stop();
+    for (const int fd : clients_) close(fd);
+    for (const int fd : accepted_) close(fd);
+  }
+  int Accepted() {
+    const std::lock_guard lock(mu_);
+    return static_cast<int>(accepted_.size());
+  }
+  bool Alive(int i) {
+    char byte;
+    return recv(clients_[i], &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+  }
+  void Send(int i, int64_t bytes) { SendAndRead(clients_[i], accepted_[i], bytes); }
+
+  std::unique_ptr<ConnectionTable> table_;
+  RefusedConnections refused_;
+  std::unique_ptr<Listener> listener_;
+  std::mutex mu_;
+  std::vector<int> clients_, accepted_;
+};
+
+constexpr int64_t kKiB = 1 << 10;
+
+TEST_F(Hoarders, BytesOfWhichNothingComesAreBounded) {
+  Open({.connections = 10, .calls = 10, .idle_bytes = 100 * kKiB});
+  for (int i = 0; i < 10; ++i) {
+    Send(0, 80 * kKiB);
+    table_->BeginCall(PeerName(clients_[0]));  // ends at once
+    table_->AbortHoarders();
+  }
+  Send(0, 80 * kKiB);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 0);
+  Send(0, 32 * kKiB);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 1);
+  EXPECT_TRUE(ClosedByPeer(clients_[0]));
+  EXPECT_TRUE(Alive(1));
+  table_->AbortHoarders();  // it is counted once
+  EXPECT_EQ(table_->aborted_hoarders(), 1);
+}
+
+TEST_F(Hoarders, ACallMaySendItsRequest) {
+  Open({.connections = 10, .calls = 10, .idle_bytes = 100 * kKiB, .all_bytes = 500 * kKiB});
+  const auto call = table_->BeginCall(PeerName(clients_[0]));
+  table_->AbortHoarders();
+  for (int i = 0; i < 3; ++i) {
+    Send(0, 480 * kKiB);
+    table_->AbortHoarders();
+    EXPECT_EQ(table_->aborted_hoarders(), 0);
+    table_->RequestCame(PeerName(clients_[0]));
+    table_->AbortHoarders();
+  }
+  Send(0, 512 * kKiB);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 1);
+}
+
+TEST_F(Hoarders, AClientAnswersWhatItIsSent) {
+  Open({.connections = 10, .calls = 10, .idle_bytes = 100 * kKiB});
+  for (int i = 0; i < 5; ++i) {
+    SendAndRead(accepted_[0], clients_[0], 64 * kKiB);
+    Send(0, 128 * kKiB);
+    table_->AbortHoarders();
+  }
+  EXPECT_EQ(table_->aborted_hoarders(), 0);
+}
+
+TEST_F(Hoarders, WhatNobodyHasReadIsTheKernels) {
+  Open({.connections = 10, .calls = 10, .idle_bytes = 8 * kKiB});
+  const std::string data(16 * kKiB, 'x');
+  ASSERT_EQ(send(clients_[0], data.data(), data.size(), MSG_NOSIGNAL), data.size());
+  int unread = 0;
+  while (unread < 16 * kKiB) ASSERT_EQ(ioctl(accepted_[0], FIONREAD, &unread), 0);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 0);
+}
+
+TEST_F(Hoarders, AllTogetherAreBoundedAndTheGreediestGoes) {
+  Open({.connections = 10, .calls = 10, .idle_bytes = 100 * kKiB, .all_bytes = 128 * kKiB});
+  Send(0, 64 * kKiB);
+  Send(1, 48 * kKiB);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 0);
+  Send(1, 32 * kKiB);
+  table_->AbortHoarders();
+  EXPECT_EQ(table_->aborted_hoarders(), 1);
+  EXPECT_TRUE(ClosedByPeer(clients_[1]));
+  EXPECT_TRUE(Alive(0));
 }
 
 }  // namespace
