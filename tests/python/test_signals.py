@@ -362,6 +362,26 @@ class Blind:
             self.process.kill()
 
 
+def test_a_fault_ends_the_process(start, pb, steady_model):
+    """abort(), as a failed check of the engine calls it: clients hear UNAVAILABLE, nothing starts again by itself, and who
+    comes back to the next process finds it serving and the conversation not silently empty."""
+    daemon = start(model=steady_model)
+    client = Client(pb, daemon.channel)
+    client.generate("x", conversation="c", create_if_missing=True)
+    running = Running(client.stream("y", max_tokens=ENDLESS, conversation="c", request_id="r"))
+    daemon.process.send_signal(signal.SIGABRT)
+    assert daemon.wait(60) == -signal.SIGABRT
+    running._thread.join(60)
+    assert running.error.code() == grpc.StatusCode.UNAVAILABLE
+    assert "grpc-status-details-bin" not in dict(running.error.trailing_metadata() or ())
+    start(model=steady_model, listen=daemon.address)
+    error = expect_error(grpc.StatusCode.NOT_FOUND,
+                         lambda: client.gen.Generate(client.request("y", conversation="c", request_id="r"), timeout=60,
+                                                     wait_for_ready=True))
+    assert details(error)["ErrorInfo"].reason == "CONVERSATION_NOT_FOUND"
+    assert client.generate("y", request_id="r").finished.usage.completion_tokens == 8
+
+
 def test_a_full_log_disk(model, tmp_path, pb):
     with open("/dev/full", "w") as full:
         daemon = Blind(model, tmp_path, full)
