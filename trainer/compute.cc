@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/cpu/host_limits.h"
+#include "kernels/torch_ops.h"
 
 namespace skein::trainer {
 namespace {
@@ -22,11 +23,7 @@ bool HasAmxBf16() {
 
 double Seconds(const at::Tensor& x, const at::Tensor& w, bool bf16) {
   const auto start = std::chrono::steady_clock::now();
-  if (bf16) {
-    x.to(at::kBFloat16).mm(w.to(at::kBFloat16)).to(at::kFloat);
-  } else {
-    x.mm(w);
-  }
+  kernels::Linear(x, w, bf16);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -46,7 +43,7 @@ ComputeChoice ChooseCompute(const std::string& wanted, int64_t rows, int64_t C) 
     return {false, "fp32 (auto: the processor has neither AVX512-BF16 nor AMX)"};
   }
   c10::AutoGradMode off(false);
-  const at::Tensor x = at::ones({std::min<int64_t>(rows, 4096), C}), w = at::ones({C, 4 * C});
+  const at::Tensor x = at::ones({std::min<int64_t>(rows, 4096), C}), w = at::ones({4 * C, C});
   double fp32 = 1e30, bf16 = 1e30;
   for (int i = 0; i < 30; ++i) {  // by turns, so that a busy machine disturbs both alike
     fp32 = std::min(fp32, Seconds(x, w, false));
