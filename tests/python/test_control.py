@@ -373,6 +373,30 @@ def test_a_stalled_engine_is_not_serving_and_recovers(start, pb, steady_model):
 
 # HTTP.
 
+def test_probes_under_load(start, pb, steady_model):
+    """They wait for no step and no request: all slots are taken, long prompts are read, the queue is full."""
+    daemon = start({"engine.slots": 64, "engine.max_parked": 1, "limits.queued": 8}, model=steady_model)
+    client = Client(pb, daemon.channel)
+    decoding = [Running(client.stream("x", max_tokens=ENDLESS, timeout=300)) for _ in range(60)]
+    prefilling = [client.stream("x" * 60000, max_tokens=ENDLESS, timeout=300) for _ in range(4)]
+    queued = [client.stream("y", timeout=300) for _ in range(8)]
+    until(lambda: get_load(client).models[0].waiting >= 7)
+    took = []
+    for _ in range(10):
+        for path, word in (("/readyz", "ready"), ("/healthz", "ok"), ("/metrics", "skein_requests_running")):
+            began = time.monotonic()
+            code, text = probe(daemon, path)
+            took.append(time.monotonic() - began)
+            assert code == 200 and word in text
+    assert get_load(client).models[0].running >= 60  # still
+    print(f"probes: median {sorted(took)[15] * 1e3:.1f} ms, longest {max(took) * 1e3:.1f} ms")
+    assert sorted(took)[15] < 1
+    for one in decoding:
+        one.cancel()
+    for stream in prefilling + queued:
+        stream.cancel()
+
+
 def test_http_paths(shared):
     assert probe(shared, "/healthz") == (200, "ok\n")
     assert probe(shared, "/readyz") == (200, "ready\n")
