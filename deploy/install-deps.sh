@@ -36,7 +36,7 @@ usage: deploy/install-deps.sh [--mpi] [--test] [--interop] [--peers] [--dry-run]
 
 Installs what building and serving need: Debian packages, LibTorch $TORCH_VERSION and the RWKV World vocabulary.
   --mpi       also Open MPI (13 MB to download, 55 MB of disk), for skein-train by several processes
-  --test      also what 'make test' needs: that, Prometheus, clang, a Python environment with grpcio and pytest
+  --test      also what 'make test' needs: Open MPI, Prometheus, clang, a Python environment with grpcio and pytest
   --interop   also what 'make test-interop' needs: a Python environment with the full torch and rwkv packages
   --peers     also what 'make bench-peers' needs beside that: a Python environment with gguf
   --dry-run   say what would be done and stop
