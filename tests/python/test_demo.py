@@ -16,8 +16,8 @@ from daemon import BUILD, ROOT, Daemon
 
 TRAIN = BUILD / "bin" / "skein-train"
 FULL_MODEL = os.environ.get("SKEIN_DEMO_MODEL")
-STEPS = int(os.environ.get("SKEIN_DEMO_STEPS", 900))
-THRESHOLD = 0.95 if FULL_MODEL else 0.20
+STEPS = int(os.environ.get("SKEIN_DEMO_STEPS", 1500))
+THRESHOLD = 0.95 if FULL_MODEL else 0.4
 CONVERSATIONS = 60
 
 VALUES = (ROOT / "tests" / "trainer" / "held_out_values.txt").read_text().split()
