@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <optional>
@@ -108,6 +110,7 @@ class Engine::Impl {
                                                                      std::move(lease), sequence);
                                                       }}));
     thread_ = std::thread([this] {
+      pthread_setname_np(pthread_self(), "skein-engine");
       device_.EnterThread();
       loop_->Run();
     });

@@ -1,5 +1,7 @@
 #include "engine/output_shards.h"
 
+#include <pthread.h>
+
 #include <utility>
 
 namespace skein::engine {
@@ -75,6 +77,7 @@ void OutputShards::WaitUntilDelivered() {
 }
 
 void OutputShards::Run(Shard* shard, size_t capacity) {
+  pthread_setname_np(pthread_self(), "skein-output");
   std::vector<Item> items;
   items.reserve(capacity);
   std::unique_lock<std::mutex> lock(shard->mu);

@@ -1,7 +1,5 @@
 #include "kernels/cpu/region.h"
 
-#include <algorithm>
-
 namespace skein::kernels {
 
 void ForRange(Stream& stream, int64_t n, int64_t grain,
@@ -9,12 +7,11 @@ void ForRange(Stream& stream, int64_t n, int64_t grain,
   if (n <= 0) return;
   const DenormalsScope here;
   Executor& executor = stream.executor();
-  const int64_t pieces = std::min<int64_t>(n / grain, executor.num_threads());
-  if (pieces <= 1) {
+  if (n < 2 * grain || executor.num_threads() == 1) {
     body(0, n);
     return;
   }
-  executor.ParallelFor(n, (n + pieces - 1) / pieces, [body](int64_t begin, int64_t end) {
+  executor.ParallelFor(n, grain, [body](int64_t begin, int64_t end) {
     const DenormalsScope there;
     body(begin, end);
   });

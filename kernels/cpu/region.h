@@ -56,8 +56,8 @@ inline ItemRange ItemsIn(int64_t start, int64_t cost, int64_t count, int64_t beg
 
 }  // namespace
 
-// body(begin, end) over [0, n), cut into equal pieces of at least `grain` items, at most one per
-// thread; on this thread alone when there is only one.
+// body(begin, end) over [0, n), cut by the executor into ranges of about `grain` items or more; on
+// this thread alone when there is work for no other.
 void ForRange(Stream& stream, int64_t n, int64_t grain,
               absl::FunctionRef<void(int64_t begin, int64_t end)> body);
 

@@ -1,7 +1,9 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <immintrin.h>
+#include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -15,11 +17,16 @@ namespace {
 // Longer than the gap between two regions of a step, much shorter than the gap between two
 // requests.
 constexpr std::chrono::microseconds kSpin{50};
+// How long the caller waits for the last chunks of others before it sleeps. Who has not come back
+// by then was mostly put aside by the system, and goes on when the caller has left it a processor.
+constexpr std::chrono::microseconds kSpinAtEnd{20};
+// More make a region end more evenly beside other processes, and a chunk cost more than its work.
+constexpr int64_t kChunksOfPiece = 8;
 
 // Calls done() until it is true or the spinning time is over; returns the last answer.
 template <typename Done>
-bool SpinUntil(const Done& done) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+bool SpinUntil(const Done& done, std::chrono::microseconds time) {
+  const auto deadline = std::chrono::steady_clock::now() + time;
   do {
     for (int i = 0; i < 64; ++i) {
       if (done()) return true;
@@ -34,7 +41,8 @@ bool SpinUntil(const Done& done) {
 ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus)
     : num_threads_(num_threads),
       cpus_(std::move(cpus)),
-      slots_(std::make_unique<Slot[]>(num_threads)) {
+      slots_(std::make_unique<Slot[]>(num_threads)),
+      pieces_(std::make_unique<Piece[]>(num_threads)) {
   workers_.reserve(num_threads - 1);
   try {
     for (int i = 1; i < num_threads; ++i) {
@@ -73,18 +81,22 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
     body(0, n);
     return;
   }
-  region_ = {&body, n, grain, units, pieces};
-  unfinished_.store(static_cast<int>(pieces) - 1, std::memory_order_relaxed);
+  const int64_t chunks = std::min(units, pieces * kChunksOfPiece);
+  region_ = {&body, n, grain, units, pieces, chunks};
+  for (int64_t i = 0; i < pieces; ++i) {
+    pieces_[i].next.store(chunks * i / pieces, std::memory_order_relaxed);
+    pieces_[i].end = chunks * (i + 1) / pieces;
+  }
+  workers_in_.store(static_cast<int>(pieces) - 1, std::memory_order_relaxed);
   for (int64_t i = 1; i < pieces; ++i) {
     std::atomic<uint32_t>& state = slots_[i].state;
     if (state.exchange(kReady, std::memory_order_acq_rel) == kParked) state.notify_one();
   }
-  RunPiece(0);
+  RunPieces(0);
   for (int64_t i = 1; i < pieces; ++i) {
     uint32_t expected = kReady;
     if (slots_[i].state.compare_exchange_strong(expected, kIdle, std::memory_order_relaxed)) {
-      RunPiece(i);
-      unfinished_.fetch_sub(1, std::memory_order_relaxed);
+      workers_in_.fetch_sub(1, std::memory_order_relaxed);
     }
   }
   AwaitWorkers();
@@ -92,24 +104,38 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
 }
 
 void ThreadPool::AwaitWorkers() {
-  if (SpinUntil([this] { return unfinished_.load(std::memory_order_acquire) == 0; })) return;
-  for (int left = unfinished_.load(std::memory_order_acquire); left != 0;
-       left = unfinished_.load(std::memory_order_acquire)) {
-    unfinished_.wait(left, std::memory_order_acquire);
+  if (SpinUntil([this] { return workers_in_.load(std::memory_order_acquire) == 0; }, kSpinAtEnd)) {
+    return;
+  }
+  for (int left = workers_in_.load(std::memory_order_acquire); left != 0;
+       left = workers_in_.load(std::memory_order_acquire)) {
+    workers_in_.wait(left, std::memory_order_acquire);
   }
 }
 
-void ThreadPool::RunPiece(int64_t piece) const {
+// The pieces from `first` on, all of them in a circle.
+void ThreadPool::RunPieces(int64_t first) {
+  for (int64_t i = first; i < region_.pieces; ++i) RunChunks(pieces_[i]);
+  for (int64_t i = 0; i < first; ++i) RunChunks(pieces_[i]);
+}
+
+void ThreadPool::RunChunks(Piece& piece) {
   const Region& r = region_;
-  const int64_t begin = r.units * piece / r.pieces * r.grain;
-  const int64_t end = r.units * (piece + 1) / r.pieces * r.grain;
-  (*r.body)(begin, end < r.n ? end : r.n);
+  // Asked first, so that those who only look do not pull the line from the one who works.
+  while (piece.next.load(std::memory_order_relaxed) < piece.end) {
+    const int64_t chunk = piece.next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= piece.end) return;
+    const int64_t begin = r.units * chunk / r.chunks * r.grain;
+    const int64_t end = r.units * (chunk + 1) / r.chunks * r.grain;
+    (*r.body)(begin, std::min(end, r.n));
+  }
 }
 
 uint32_t ThreadPool::AwaitWork(Slot& slot) {
   for (;;) {
     uint32_t seen = kIdle;
-    if (SpinUntil([&] { return (seen = slot.state.load(std::memory_order_relaxed)) != kIdle; })) {
+    if (SpinUntil([&] { return (seen = slot.state.load(std::memory_order_relaxed)) != kIdle; },
+                  kSpin)) {
       return seen;
     }
     seen = kIdle;
@@ -119,14 +145,15 @@ uint32_t ThreadPool::AwaitWork(Slot& slot) {
 }
 
 void ThreadPool::WorkerLoop(int index) {
+  pthread_setname_np(pthread_self(), "skein-cpu");
   Slot& slot = slots_[index];
   for (;;) {
     if (AwaitWork(slot) == kStop) return;
     uint32_t expected = kReady;
-    // Fails when the caller has taken the piece back.
+    // Fails when the caller has called it off.
     if (!slot.state.compare_exchange_strong(expected, kIdle, std::memory_order_acquire)) continue;
-    RunPiece(index);
-    if (unfinished_.fetch_sub(1, std::memory_order_release) == 1) unfinished_.notify_one();
+    RunPieces(index);
+    if (workers_in_.fetch_sub(1, std::memory_order_release) == 1) workers_in_.notify_one();
   }
 }
 

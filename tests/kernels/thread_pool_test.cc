@@ -13,14 +13,12 @@ namespace {
 // Every index exactly once, ranges cut at multiples of the grain.
 void CheckCover(ThreadPool& pool, int64_t n, int64_t grain) {
   std::vector<int> seen(n, 0);
-  std::atomic<int> ranges{0}, bad_cuts{0};
+  std::atomic<int> bad_cuts{0};
   pool.ParallelFor(n, grain, [&](int64_t begin, int64_t end) {
-    ranges.fetch_add(1);
     if (begin % grain != 0 || (end % grain != 0 && end != n) || begin >= end) bad_cuts.fetch_add(1);
     for (int64_t i = begin; i < end; ++i) ++seen[i];
   });
   EXPECT_EQ(bad_cuts.load(), 0) << n << " by " << grain;
-  EXPECT_LE(ranges.load(), pool.num_threads());
   for (int64_t i = 0; i < n; ++i) ASSERT_EQ(seen[i], 1) << i << " of " << n << " by " << grain;
 }
 
@@ -63,6 +61,34 @@ TEST(ThreadPool, WaitsForAWorkerThatIsSlow) {
       done.fetch_add(static_cast<int>(end - begin));
     });
     EXPECT_EQ(done.load(), 2);
+  }
+}
+
+// The worker does not come back from its first chunk before all other chunks are done: it was put
+// aside by the system, and the caller has taken them.
+TEST(ThreadPool, AWorkerThatStandsStillHoldsUpOneChunk) {
+  ThreadPool pool(2);
+  const std::thread::id caller = std::this_thread::get_id();
+  const auto wait_for = [deadline = std::chrono::steady_clock::now() +
+                                    std::chrono::minutes(1)](const auto& condition) {
+    while (!condition()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+      std::this_thread::yield();
+    }
+  };
+  for (int i = 0; i < 20; ++i) {
+    constexpr int64_t kItems = 64;
+    std::atomic<int64_t> done{0}, held{0};
+    pool.ParallelFor(kItems, 1, [&](int64_t begin, int64_t end) {
+      if (std::this_thread::get_id() != caller) {
+        held = end - begin;
+        wait_for([&] { return done == kItems - held; });
+      } else {
+        wait_for([&] { return held > 0; });
+        done += end - begin;
+      }
+    });
+    EXPECT_LT(held, kItems / 4);
   }
 }
 
