@@ -1,7 +1,7 @@
 // Matmul with AMX: bf16 and int8 weights by tiles (matmul_tiles.h, matmul_int8_tiles.h), fp32 ones
-// by AVX-512. Tiles 0..3 hold sums, 4 and 5 x, 6 and 7 weights. The tiles are configured at
-// the beginning of a piece of work and given back at its end, so that no thread carries 8 KiB of
-// them through a switch.
+// by AVX-512. Of the tiles (tile_config.h) x is the left factor and the weights are the right one;
+// they are configured at the beginning of a piece of work and given back at its end, so that no
+// thread carries 8 KiB of them through a switch.
 
 #include <immintrin.h>
 
@@ -10,33 +10,15 @@
 #include "kernels/cpu/matmul_tiles.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx512.h"
+#include "kernels/cpu/tile_config.h"
 
 namespace skein::kernels::amx {
 namespace {
 
-struct alignas(64) TileConfig {
-  // Tiles of sums and x have `rows`, those of weights 16.
-  explicit TileConfig(int rows) {
-    const auto n = static_cast<uint8_t>(rows);
-    for (int tile = 0; tile < 8; ++tile) {
-      bytes_of_row[tile] = 64;
-      rows_of[tile] = tile < 6 ? n : 16;
-    }
-  }
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes_of_row[16] = {};
-  uint8_t rows_of[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 class Tiles {
  public:
   static void Begin(int rows) {
-    const TileConfig config(rows);
-    __asm__ volatile("" : : "m"(config));  // GCC 12 believes that eight bytes of it are read
-    _tile_loadconfig(&config);
+    ConfigureTiles(rows);
     rows_ = rows;
   }
   static void End() { _tile_release(); }

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/tile_config.h"
 #include "kernels/train/avx512.h"
 
 namespace skein::kernels::train {
@@ -103,19 +104,6 @@ void Pack(const Factor& f, int64_t begin, int64_t end, bool lines_as_rows, uint1
   }
 }
 
-struct alignas(64) TileConfig {
-  TileConfig() {
-    std::fill_n(bytes_of_row, 8, 64);
-    std::fill_n(rows_of, 8, 16);
-  }
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes_of_row[16] = {};
-  uint8_t rows_of[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 // sums [32, 32] = two blocks of A's lines times two of B's, over `depth` tiles.
 void MultiplyBlock(const uint16_t* a, const uint16_t* b, int64_t depth, float* sums) {
   _tile_zero(0);
@@ -165,9 +153,7 @@ void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end) {
   uint16_t* a = reinterpret_cast<uint16_t*>(memory + kBlock * kBlock);
   uint16_t* b = a + per_block;
   Pack(B, 0, columns * kLines, false, b);
-  const TileConfig config;
-  __asm__ volatile("" : : "m"(config));  // GCC 12 believes that eight bytes of it are read
-  _tile_loadconfig(&config);
+  ConfigureTiles(kLines);
   for (int64_t block = begin; block < end; ++block) {
     Pack(A, block * kBlock, (block + 1) * kBlock, true, a);
     for (int64_t n = 0; n < p.N; n += kBlock) {
