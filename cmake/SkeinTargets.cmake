@@ -42,6 +42,9 @@ function(skein_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE skein_options ${ARG_LIBS} GTest::gmock GTest::gtest_main)
+  # What is tested keeps its own level; this takes a third off the build. GCC 12 at this level takes the operators new and
+  # delete that count allocations for a pair that does not match.
+  target_compile_options(${name} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O1> -Wno-mismatched-new-delete)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()

@@ -128,7 +128,7 @@ TEST_P(Rwkv7Allocation, PrefillStepsAllocateNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Weights, Rwkv7Allocation,
-                         ::testing::Values(DType::kF32, DType::kBF16, DType::kI8));
+                         ::testing::Values(DType::kF32, DType::kBF16, DType::kI8, DType::kI8A8));
 
 }  // namespace
 }  // namespace skein::engine
