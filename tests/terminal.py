@@ -17,6 +17,9 @@ class Terminal:
         self.show = show
         self.pid, self.file = pty.fork()
         if self.pid == 0:
+            # As a terminal's shell starts it; who runs the tests may ignore them, as nohup and `&` in a script do.
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
             os.chdir(folder)
             os.execvpe(command[0], command, environment or os.environ)
 

@@ -6,6 +6,8 @@ import re
 
 from daemon import run
 
+FREE_PORTS = ("--set", "listen.address=127.0.0.1:0", "--set", "listen.metrics=127.0.0.1:0")
+
 
 def masks(pid):
     """Cpus_allowed_list of every thread of a process."""
@@ -32,7 +34,7 @@ def test_not_bound_by_default(start):
 
 
 def test_a_cpu_that_is_not_there(model, tmp_path):
-    ended = run("--model", model, "--set", "cpu.pin=60000", "--set", "listen.metrics=127.0.0.1:0", cwd=tmp_path)
+    ended = run("--model", model, "--set", "cpu.pin=60000", *FREE_PORTS, cwd=tmp_path)
     assert ended.returncode == 1
     assert "cpu: CPU 60000 is not among those that this process may use (" in ended.stderr
 
@@ -40,5 +42,5 @@ def test_a_cpu_that_is_not_there(model, tmp_path):
 def test_more_threads_than_cpus(model, tmp_path):
     cpu = min(os.sched_getaffinity(0))
     ended = run("--model", model, "--set", f"cpu.pin={cpu}", "--set", "cpu.threads=2",
-                "--set", "listen.metrics=127.0.0.1:0", cwd=tmp_path)
+                *FREE_PORTS, cwd=tmp_path)
     assert ended.returncode == 1 and "2 threads cannot be bound to 1 CPUs" in ended.stderr

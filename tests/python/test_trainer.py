@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import termios
+import threading
 import time
 import unicodedata
 
@@ -65,10 +66,14 @@ def tensors(path):
 
 
 def wait_for_step(process, step):
-    for line in process.stdout:
-        if line.startswith("step ") and int(line.split()[1].split("/")[0].rstrip(":")) >= step:
-            return True
-    return False
+    """False when the process ends before; one that stands still is killed."""
+    watch = threading.Timer(240, process.kill)
+    watch.start()
+    try:
+        return any(line.startswith("step ") and int(line.split()[1].split("/")[0].rstrip(":")) >= step
+                   for line in process.stdout)
+    finally:
+        watch.cancel()
 
 
 @pytest.fixture(scope="module")
