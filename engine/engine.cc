@@ -466,7 +466,9 @@ EngineGauges Engine::gauges() const { return impl_->gauges(); }
 bool Engine::healthy() const {
   return impl_->loop_->since_heartbeat() < impl_->options_.stall_limit;
 }
-absl::Status Engine::CheckOpen() const { return impl_->queue_.CheckOpen(); }
+absl::Status Engine::CheckOpen(const std::string& tenant, const Quotas& quotas) const {
+  return impl_->queue_.CheckOpen(tenant, quotas);
+}
 // Up to a quarter longer, so that those who were refused together do not come back together.
 absl::Duration Engine::RetryDelay() const {
   static std::atomic<uint32_t> drawn{0};

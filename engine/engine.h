@@ -137,9 +137,10 @@ class Engine {
   const Tokenizer& tokenizer() const;
   EngineGauges gauges() const;
   bool healthy() const;  // the heartbeat is younger than stall_limit
-  // What Submit would say to any request at all: QUEUE_FULL or DRAINING. Costs nothing, so that an
-  // overloaded server can ask before it parses or tokenizes.
-  absl::Status CheckOpen() const;
+  // What Submit would say to any request of this tenant: DRAINING, QUEUE_FULL, or TENANT_QUOTA of
+  // its requests. Costs nothing, so that an overloaded server can ask before it parses or
+  // tokenizes.
+  absl::Status CheckOpen(const std::string& tenant, const Quotas& quotas) const;
   // How long a refused client should wait, from the measured drain rate of the queue; with jitter.
   absl::Duration RetryDelay() const;
 

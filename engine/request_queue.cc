@@ -34,10 +34,14 @@ absl::Status RequestQueue::Full() const {
                                  " requests wait); try again later"));
 }
 
-absl::Status RequestQueue::CheckOpen() const {
+absl::Status RequestQueue::CheckOpen(const std::string& tenant, const Quotas& quotas) const {
   if (closed_.load(std::memory_order_relaxed)) return Draining();
   if (waiting_.load(std::memory_order_relaxed) >= max_requests_) return Full();
-  return absl::OkStatus();
+  if (quotas.requests == 0) return absl::OkStatus();
+  QueuePlace place;
+  place.tenant = tenant;
+  std::lock_guard<std::mutex> lock(mu_);
+  return CheckTenant({.requests = quotas.requests}, place);
 }
 
 absl::Status RequestQueue::CheckTenant(const Quotas& quotas, const QueuePlace& place) const {

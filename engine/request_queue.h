@@ -34,8 +34,9 @@ class RequestQueue {
       : max_requests_(max_requests), max_tokens_(max_tokens) {}
 
   // ---- submitting threads. Reserve, then Push or Abandon.
-  // What Reserve would refuse of any request, without a lock: draining, or full.
-  absl::Status CheckOpen() const;
+  // What Reserve would refuse of any request of this tenant: draining, full, or its quota of
+  // requests. Without a lock where there is no such quota.
+  absl::Status CheckOpen(const std::string& tenant, const Quotas& quotas) const;
   // Takes a place in the queue, which `place` remembers. Refuses: DRAINING, QUEUE_FULL,
   // QUEUE_TOKENS_FULL, TENANT_QUOTA, REQUEST_ID_IN_USE, and DEADLINE_UNREACHABLE when the work that
   // is due earlier and its own take longer than is left, at half of the least they were seen to

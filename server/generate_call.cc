@@ -49,8 +49,12 @@ absl::Status GenerateCall::Generate(Start start) {
         return s;
       }
     }
-    return Read(opened.record, /*after_token=*/0);
+    return Join(opened.record);
   }
+}
+
+absl::Status GenerateCall::Join(std::shared_ptr<RequestRecord> record) {
+  return Read(std::move(record), /*after_token=*/0);
 }
 
 absl::Status GenerateCall::Attach(const v1::AttachRequest& request) {

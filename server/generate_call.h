@@ -29,8 +29,10 @@ class GenerateCall final : public StreamCall<v1::GenerateResponse>, public Recor
   // Runs the request, joins the run that goes on, or replays its result. When a run of the same id
   // is about to end because its client is gone, waits for that first. An error refuses the call.
   absl::Status Generate(Start start);
+  // A request of the same id, as it runs or is kept.
+  absl::Status Join(std::shared_ptr<RequestRecord> record);
   absl::Status Attach(const v1::AttachRequest& request);
-  // After either, once the stream may act; also called by the record.
+  // After one of them, once the stream may act; also called by the record.
   void OnReady() override;
 
  private:

@@ -18,21 +18,52 @@ void Refuse(Call& call, const absl::Status& status, const std::string& request_i
   server::Refuse(call, status);
 }
 
-// An overloaded server spends nothing on a request that it cannot take; who may not ask at all is
-// told that instead.
+// An overloaded server spends nothing on a request that it cannot take.
+absl::Status CheckRoom(const Call& call, const ServedInstance& instance) {
+  const Principal& principal = call.principal();
+  return instance.engine->CheckOpen(principal.tenant, principal.quotas);
+}
+
+// The same before the request is parsed, where it can be for one model only. Who may not ask at all
+// is told that instead.
 absl::Status CheckRoom(Call* call) {
   if (!call->access().ok()) return absl::OkStatus();
-  absl::Status status = call->services().models->CheckRoom();
-  // Counted as the default model's, whose queue says when to come back.
-  if (!status.ok()) call->Use("").status().IgnoreError();
+  const ModelRegistry::Ref only = call->services().models->Only();
+  absl::Status status = only == nullptr ? absl::OkStatus() : CheckRoom(*call, *only);
+  if (!status.ok()) call->Use("").status().IgnoreError();  // it is counted as that model's
   return status;
 }
 
-// A retry of a request that runs, or whose result is kept, needs no room. Told by the first bytes.
-bool IsKnown(const Call& call, const grpc::ByteBuffer& in) {
-  const std::string id =
-      LeadingString(in, v1::GenerateRequest::kRequestIdFieldNumber, kMaxRequestId);
+// Whether there is a request of this id, so that this one may be a retry of it: one that runs, or
+// whose result is kept, needs no room.
+bool IsKnown(const Call& call, const std::string& id) {
   return !id.empty() && call.services().requests->Find(call.principal().tenant, id).ok();
+}
+
+// Told by the first bytes.
+bool IsKnown(const Call& call, const grpc::ByteBuffer& in) {
+  return IsKnown(call,
+                 LeadingString(in, v1::GenerateRequest::kRequestIdFieldNumber, kMaxRequestId));
+}
+
+// What a retry finds; kNew: this is none.
+absl::StatusOr<RequestLog::Opened> FindRetried(const Call& call, const v1::GenerateRequest& proto) {
+  if (!IsKnown(call, proto.request_id()))
+    return RequestLog::Opened{RequestLog::Opened::kNew, nullptr};
+  return call.services().requests->Look(call.principal().tenant, proto.request_id(),
+                                        FingerprintOf(proto));
+}
+
+// The stream of the call, which `begin(GenerateCall&) -> absl::Status` gives something to read.
+template <typename Begin>
+void Stream(Call& call, const std::string& request_id, Begin begin) {
+  auto stream = std::make_shared<GenerateCall>(call, request_id);
+  stream->Hold();
+  if (absl::Status status = begin(*stream); !status.ok()) {
+    stream->Release();
+    return Refuse(call, status, request_id);
+  }
+  stream->OnReady();
 }
 
 }  // namespace
@@ -43,8 +74,18 @@ void GenerationService::Generate(Call call, const Bytes& in) {
   }
   v1::GenerateRequest proto;
   if (absl::Status s = call.Parse(in, &proto); !s.ok()) return Refuse(call, s, "");
+  const absl::StatusOr<RequestLog::Opened> retried = FindRetried(call, proto);
+  if (!retried.ok()) return Refuse(call, retried.status(), proto.request_id());
+  if (retried->how == RequestLog::Opened::kJoined) {  // whatever has become of models and limits
+    return Stream(call, proto.request_id(),
+                  [&](GenerateCall& stream) { return stream.Join(retried->record); });
+  }
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
   if (!model.ok()) return Refuse(call, model.status(), proto.request_id());
+  if (retried->how == RequestLog::Opened::kNew) {
+    const absl::Status room = CheckRoom(call, model->instance());
+    if (!room.ok()) return Refuse(call, room, proto.request_id());
+  }
   absl::StatusOr<GenerateCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(call, command.status(), proto.request_id());
 
@@ -66,14 +107,9 @@ void GenerationService::Generate(Call call, const Bytes& in) {
   spec.finish = proto.on_disconnect() == v1::ON_DISCONNECT_FINISH;
   spec.tokenizer = model->instance().tokenizer;
   const std::string request_id = spec.request_id;
-  auto stream = std::make_shared<GenerateCall>(call, request_id);
-  stream->Hold();
-  absl::Status status = stream->Generate({*model, std::move(spec), std::move(command->request)});
-  if (!status.ok()) {
-    stream->Release();
-    return Refuse(call, status, request_id);
-  }
-  stream->OnReady();
+  Stream(call, request_id, [&](GenerateCall& stream) {
+    return stream.Generate({*model, std::move(spec), std::move(command->request)});
+  });
 }
 
 void GenerationService::Score(Call call, const Bytes& in) {
@@ -82,6 +118,9 @@ void GenerationService::Score(Call call, const Bytes& in) {
   if (absl::Status s = call.Parse(in, &proto); !s.ok()) return Refuse(call, s, "");
   const absl::StatusOr<ModelUse> model = call.Use(proto.model());
   if (!model.ok()) return Refuse(call, model.status(), proto.request_id());
+  if (absl::Status room = CheckRoom(call, model->instance()); !room.ok()) {
+    return Refuse(call, room, proto.request_id());
+  }
   absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(call, command.status(), proto.request_id());
 
@@ -99,13 +138,7 @@ void GenerationService::Attach(Call call, const Bytes& in) {
   absl::Status status = call.Parse(in, &proto);
   if (status.ok()) status = Check(proto);
   if (!status.ok()) return Refuse(call, status, proto.request_id());
-  auto stream = std::make_shared<GenerateCall>(call, proto.request_id());
-  stream->Hold();
-  if (status = stream->Attach(proto); !status.ok()) {
-    stream->Release();
-    return Refuse(call, status, proto.request_id());
-  }
-  stream->OnReady();
+  Stream(call, proto.request_id(), [&](GenerateCall& stream) { return stream.Attach(proto); });
 }
 
 void GenerationService::Cancel(Call call, const Bytes& in) {

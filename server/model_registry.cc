@@ -56,14 +56,10 @@ std::vector<ModelRegistry::Ref> ModelRegistry::All() const {
   return all;
 }
 
-absl::Status ModelRegistry::CheckRoom() const {
-  absl::Status refusal;
-  for (const auto& [name, instance] : Named()) {
-    absl::Status status = instance->engine->CheckOpen();
-    if (status.ok()) return absl::OkStatus();
-    refusal = std::move(status);
-  }
-  return refusal;
+ModelRegistry::Ref ModelRegistry::Only() const {
+  if (IsLoading("")) return nullptr;
+  const auto named = Named();
+  return named.size() == 1 ? named.front().second : nullptr;
 }
 
 absl::Duration ModelRegistry::RetryDelay() const {

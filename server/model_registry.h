@@ -27,8 +27,9 @@ class ModelRegistry : public InstanceRegistry<ServedInstance> {
   absl::Status CheckList() const;
   // Those that are served and those that only finish what they have begun.
   std::vector<Ref> All() const;
-  // QUEUE_FULL when no model could take another request: told before a request is even parsed.
-  absl::Status CheckRoom() const;
+  // The one that every request is for which can be served; null when there are several, or others
+  // are being loaded.
+  Ref Only() const;
   // How long a client that was refused should wait: by the default model's queue.
   absl::Duration RetryDelay() const;
 

@@ -4,35 +4,50 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/base/check.h"
 #include "engine/clock.h"
 #include "server/request_line.h"
 #include "server/status.h"
 
 namespace skein::server {
 
+// What is known under the id that is asked for; null: nothing.
+absl::StatusOr<RequestLog::Opened> RequestLog::Answer(const std::shared_ptr<RequestRecord>& record,
+                                                      const Fingerprint& fingerprint) {
+  if (record == nullptr) return Opened{Opened::kNew, nullptr};
+  if (record->spec().fingerprint != fingerprint) {
+    const std::string& id = record->spec().request_id;
+    return WithErrorInfo(absl::AlreadyExistsError(absl::StrCat(
+                             "request id '", id,
+                             "' was used with other input; a new request needs an id of its own")),
+                         "REQUEST_ID_IN_USE", {{"request_id", id}});
+  }
+  switch (record->stage()) {
+    case RequestRecord::Stage::kRunning:
+    case RequestRecord::Stage::kKept:
+      return Opened{Opened::kJoined, record};
+    case RequestRecord::Stage::kEnding:
+      return Opened{Opened::kEnding, record};
+    case RequestRecord::Stage::kUncommitted:
+      break;  // it runs again; the old run leaves the window in its turn
+  }
+  return Opened{Opened::kNew, nullptr};
+}
+
+absl::StatusOr<RequestLog::Opened> RequestLog::Look(const std::string& tenant,
+                                                    const std::string& request_id,
+                                                    const Fingerprint& fingerprint) {
+  const absl::StatusOr<std::shared_ptr<RequestRecord>> record = Find(tenant, request_id);
+  return Answer(record.ok() ? *record : nullptr, fingerprint);
+}
+
 absl::StatusOr<RequestLog::Opened> RequestLog::Open(RequestSpec spec) {
   const std::lock_guard lock(mu_);
   Tenant& tenant = tenants_[spec.tenant];
   ExpireLocked(&tenant, engine::MonotonicNow());
   std::shared_ptr<RequestRecord>& place = tenant.records[spec.request_id];
-  if (place != nullptr) {
-    if (place->spec().fingerprint != spec.fingerprint) {
-      return WithErrorInfo(
-          absl::AlreadyExistsError(absl::StrCat("request id '", spec.request_id,
-                                                "' was used with other input; a new request needs "
-                                                "an id of its own")),
-          "REQUEST_ID_IN_USE", {{"request_id", spec.request_id}});
-    }
-    switch (place->stage()) {
-      case RequestRecord::Stage::kRunning:
-      case RequestRecord::Stage::kKept:
-        return Opened{Opened::kJoined, place};
-      case RequestRecord::Stage::kEnding:
-        return Opened{Opened::kEnding, place};
-      case RequestRecord::Stage::kUncommitted:
-        break;  // it runs again; the old run leaves the window in its turn
-    }
-  }
+  SKEIN_ASSIGN_OR_RETURN(Opened known, Answer(place, spec.fingerprint));
+  if (known.how != Opened::kNew) return known;
   place = std::make_shared<RequestRecord>(
       std::move(spec), [this](std::shared_ptr<RequestRecord> record) { OnEnd(std::move(record)); });
   ++running_;

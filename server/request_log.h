@@ -43,6 +43,9 @@ class RequestLog {
   };
   // ALREADY_EXISTS: the id was used with other input.
   absl::StatusOr<Opened> Open(RequestSpec spec);
+  // What Open would say; kNew is without a record.
+  absl::StatusOr<Opened> Look(const std::string& tenant, const std::string& request_id,
+                              const Fingerprint& fingerprint);
   // A new request was refused at submission: nothing is remembered of it.
   void Refuse(const std::shared_ptr<RequestRecord>& record, const absl::Status& status);
   // NOT_FOUND; the reason tells whether it was there once.
@@ -68,6 +71,8 @@ class RequestLog {
     absl::flat_hash_set<std::string> passed_ids;
   };
 
+  static absl::StatusOr<Opened> Answer(const std::shared_ptr<RequestRecord>& record,
+                                       const Fingerprint& fingerprint);
   void OnEnd(std::shared_ptr<RequestRecord> record);
   void Forget(Tenant* tenant, const RequestRecord& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PopOldest(Tenant* tenant) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -202,7 +202,7 @@ TEST(Overload, ManyThreadsAtRandom) {
           ++refused;
           absl::SleepFor(absl::Microseconds(200));
         }
-        h.engine->CheckOpen().IgnoreError();
+        h.engine->CheckOpen(request.tenant, request.quotas).IgnoreError();
         EXPECT_GE(h.engine->RetryDelay(), absl::Milliseconds(100));
         if (!live.empty() && random() % 4 == 0) {
           auto& [id, some] = live[random() % live.size()];

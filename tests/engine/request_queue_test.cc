@@ -62,21 +62,21 @@ TEST(RequestQueue, RetryDelayGrowsWithTheQueue) {
 
 TEST(RequestQueue, RefusalsLeaveNothingBehind) {
   RequestQueue queue(2, 10);
-  EXPECT_TRUE(queue.CheckOpen().ok());
+  EXPECT_TRUE(queue.CheckOpen("t", {}).ok());
   ASSERT_EQ(Reserve(&queue, "a", Place(4)), "");
   EXPECT_EQ(Reserve(&queue, "a", Place(4)), "REQUEST_ID_IN_USE");
   EXPECT_EQ(Reserve(&queue, "b", Place(7)), "QUEUE_TOKENS_FULL");
   ASSERT_EQ(Reserve(&queue, "b", Place(6)), "");
   EXPECT_EQ(Reserve(&queue, "c", Place(0)), "QUEUE_FULL");
-  EXPECT_EQ(base::Reason(queue.CheckOpen()), "QUEUE_FULL");
+  EXPECT_EQ(base::Reason(queue.CheckOpen("t", {})), "QUEUE_FULL");
   queue.Abandon("a", Place(4));
-  EXPECT_TRUE(queue.CheckOpen().ok());
+  EXPECT_TRUE(queue.CheckOpen("t", {}).ok());
   EXPECT_EQ(Reserve(&queue, "a", Place(4)), "");
   EXPECT_EQ(queue.counts().waiting, 2);
   EXPECT_EQ(queue.counts().waiting_tokens, 10);
   queue.Stop();
   EXPECT_EQ(Reserve(&queue, "d", Place(0)), "DRAINING");
-  EXPECT_EQ(base::Reason(queue.CheckOpen()), "DRAINING");
+  EXPECT_EQ(base::Reason(queue.CheckOpen("t", {})), "DRAINING");
 }
 
 TEST(RequestQueue, ATenantHasItsQuota) {
@@ -91,7 +91,12 @@ TEST(RequestQueue, ATenantHasItsQuota) {
   queue.Abandon("f", Place(90, "t"));
   queue.Left(Place(30, "t"), At(0));
   EXPECT_EQ(Reserve(&queue, "g", Place(0, "t"), quotas), "TENANT_QUOTA");  // "a" runs
+  // Also where nothing is known of the request but whose it is.
+  EXPECT_EQ(base::Reason(queue.CheckOpen("t", quotas)), "TENANT_QUOTA");
+  EXPECT_TRUE(queue.CheckOpen("u", quotas).ok());
+  EXPECT_TRUE(queue.CheckOpen("t", {.queued_tokens = 1}).ok());
   queue.Ended("a");
+  EXPECT_TRUE(queue.CheckOpen("t", quotas).ok());
   EXPECT_EQ(Reserve(&queue, "h", Place(30, "t"), quotas), "");
 }
 
