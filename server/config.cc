@@ -51,6 +51,8 @@ void AddListen(YamlSchema* s, ListenConfig* c) {
          "address and port of Control alone; empty: with the other services");
   s->Add("listen.allow_insecure_public", &c->allow_insecure_public,
          "listen on other addresses than this machine's own without TLS or without tokens");
+  s->Add("listen.allow_public_metrics", &c->allow_public_metrics,
+         "listen.metrics may be another address than this machine's own, although it has neither");
   s->Add("listen.tls.certificate", &c->tls.certificate,
          "PEM file of the server's certificate and those above it; empty: no TLS");
   s->Add("listen.tls.key", &c->tls.key, "PEM file of its private key");

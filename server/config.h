@@ -43,6 +43,7 @@ struct ListenConfig {
   double max_connection_grace_seconds = 3600;
   int64_t transport_memory_bytes = 0;  // 0: an eighth of the memory
   bool allow_insecure_public = false;
+  bool allow_public_metrics = false;
   TlsConfig tls;
 };
 

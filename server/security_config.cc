@@ -127,6 +127,17 @@ absl::Status CheckAddress(const char* key, const std::string& address, const Lis
                    "; set listen.allow_insecure_public to true if that is what you want"));
 }
 
+absl::Status CheckMetrics(const ListenConfig& listen) {
+  if (listen.metrics.empty() || listen.allow_public_metrics || listen.allow_insecure_public ||
+      IsLoopback(listen.metrics)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "listen.metrics: other machines can reach '", listen.metrics,
+      "', and the metrics are plain HTTP for everybody, whatever listen.tls and auth.tokens say; set "
+      "listen.allow_public_metrics to true if that is what you want"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const ClientList>> LoadClients(const AuthConfig& auth) {
@@ -159,6 +170,7 @@ absl::Status ValidateSecurity(const ListenConfig& listen, const AuthConfig& auth
   SKEIN_RETURN_IF_ERROR(CheckTls(listen.tls, auth));
   if (auth.enabled()) SKEIN_RETURN_IF_ERROR(LoadClients(auth).status());
   SKEIN_RETURN_IF_ERROR(CheckAddress("listen.address", listen.address, listen, auth));
+  SKEIN_RETURN_IF_ERROR(CheckMetrics(listen));
   if (listen.control.empty()) return absl::OkStatus();
   return CheckAddress("listen.control", listen.control, listen, auth);
 }

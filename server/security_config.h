@@ -10,8 +10,9 @@
 
 namespace skein::server {
 
-// An address that others can reach needs TLS and a way to know callers; certificates and tokens
-// must be usable. Reads their files. Errors name the key.
+// An address that others can reach needs TLS and a way to know callers, and that of the metrics,
+// which has neither, a key that says so; certificates and tokens must be usable. Reads their files.
+// Errors name the key.
 absl::Status ValidateSecurity(const ListenConfig& listen, const AuthConfig& auth);
 
 // The clients of the configuration and of its file. Errors name the client.

@@ -364,6 +364,10 @@ HASH = "0" * 64
     (["listen.address=example.com:1"], "other machines can reach"),
     (["listen.address=0.0.0.0:0", f"auth.tokens=[{{name: a, hash: {HASH}}}]"], "there are no TLS"),
     (["listen.control=0.0.0.0:0"], "listen.control: other machines can reach"),
+    (["listen.metrics=0.0.0.0:9464"], "listen.metrics: other machines can reach '0.0.0.0:9464', and the metrics are plain HTTP "
+     "for everybody, whatever listen.tls and auth.tokens say; set listen.allow_public_metrics to true"),
+    (["listen.metrics=[::]:0"], "listen.metrics: other machines can reach '[::]:0'"),
+    (["listen.metrics=example.com:1"], "listen.metrics: other machines can reach"),
     (["listen.tls.key=x"], "listen.tls.certificate is empty"),
     (["listen.tls.certificate=nowhere.pem"], "listen.tls.certificate: cannot open 'nowhere.pem'"),
     (["listen.tls.require_client_certificate=true"], "needs listen.tls.client_ca"),
@@ -384,10 +388,24 @@ def test_refused_configuration(tmp_path, settings, message):
 
 
 def test_allowed_public_addresses(tmp_path, server_pair):
-    tls = [f"listen.tls.certificate={server_pair.certificate}", f"listen.tls.key={server_pair.key}"]
-    for settings in [["listen.allow_insecure_public=true"], tls + [f"auth.tokens=[{{name: a, hash: {HASH}}}]"]]:
-        arguments = [part for setting in ["listen.address=0.0.0.0:0", *settings] for part in ("--set", setting)]
-        assert run("--check-config", *arguments, cwd=tmp_path).returncode == 0
+    secure = [f"listen.tls.certificate={server_pair.certificate}", f"listen.tls.key={server_pair.key}",
+              f"auth.tokens=[{{name: a, hash: {HASH}}}]"]
+    everything, metrics = "listen.address=0.0.0.0:0", "listen.metrics=0.0.0.0:0"
+    for settings in [[everything, "listen.allow_insecure_public=true"], [everything, *secure],
+                     [metrics, "listen.allow_public_metrics=true"], [metrics, "listen.allow_insecure_public=true"],
+                     [everything, metrics, *secure, "listen.allow_public_metrics=true"]]:
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        assert run("--check-config", *arguments, cwd=tmp_path).returncode == 0, settings
+    # Neither stands for the other.
+    for settings in [[metrics, *secure], [everything, "listen.allow_public_metrics=true"]]:
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        assert run("--check-config", *arguments, cwd=tmp_path).returncode == 1, settings
+
+
+def test_metrics_at_a_public_address(start):
+    daemon = start({"listen.metrics": "0.0.0.0:0", "listen.allow_public_metrics": "true"})
+    answer = urllib.request.urlopen(daemon.metrics.replace("0.0.0.0", "127.0.0.1"), timeout=10)
+    assert b"skein_build_info" in answer.read()
 
 
 @pytest.mark.parametrize("spoil, message", [
