@@ -67,6 +67,7 @@ absl::Status Daemon::ListenHttp() {
   const std::string text = HttpAnswer().type;
   HttpServer::Handlers handlers;
   handlers["/metrics"] = [this] {
+    absl::MutexLock lock(&scrape_mu_);
     return HttpAnswer{200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Scrape()};
   };
   // Alive: restarting would not help a server that loads or drains, it does help one that hangs.

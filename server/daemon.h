@@ -90,6 +90,7 @@ class Daemon {
 
   absl::Time give_back_ = absl::InfinitePast();  // free memory; of Maintain
 
+  absl::Mutex scrape_mu_;  // one at a time, so that many scrapers take one processor at most
   absl::Mutex reload_mu_;  // one at a time
   absl::Mutex health_mu_;
   Lifecycle::State shown_ ABSL_GUARDED_BY(health_mu_) = Lifecycle::kLoading;

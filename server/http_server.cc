@@ -17,6 +17,12 @@
 namespace skein::server {
 namespace {
 
+// A thread for each connection that is waited for, asleep; and for how long, in milliseconds: less
+// than a prober has patience, more than one lost packet costs. A scrape's answer fits into what the
+// kernel buffers.
+constexpr char kThreads[] = "64";
+constexpr char kTimeout[] = "1000";
+
 const char* Reason(int code) {
   switch (code) {
     case 200:
@@ -60,8 +66,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const char* key,
                                                               Handlers handlers) {
   auto out = std::unique_ptr<HttpServer>(new HttpServer(std::move(handlers)));
   const char* options[] = {
-      "listening_ports",    address.c_str(), "num_threads", "2", "enable_keep_alive", "no",
-      "request_timeout_ms", "5000",          nullptr};
+      "listening_ports", address.c_str(),     "num_threads", kThreads, "request_timeout_ms",
+      kTimeout,          "enable_keep_alive", "no",          nullptr};
   mg_callbacks callbacks{};
   callbacks.log_message = Silence;
   out->context_ = mg_start(&callbacks, nullptr, options);

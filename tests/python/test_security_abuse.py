@@ -15,6 +15,7 @@ import pytest
 from client import ENDLESS, Client, Running, details, expect_error
 from http2 import (CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Connection,
                    address_of, call_headers, frame, header)
+from test_control import probe
 from test_load import total
 from test_metrics import scrape, series
 from test_security import new_token
@@ -522,3 +523,19 @@ def test_broken_frames(shared, pb, data):
     connection.closed(0.2)
     connection.close()
     serves(shared, pb)
+
+
+def test_idle_connections_do_not_keep_probes_waiting(start):
+    daemon = start()
+    host, port = daemon.metrics.split("/")[2].split(":")
+    idle = [socket.create_connection((host, int(port)), timeout=30) for _ in range(50)]
+    began = time.monotonic()
+    assert probe(daemon, "/healthz") == (200, "ok\n")
+    assert time.monotonic() - began < 5  # beside none of them it takes milliseconds
+    # Who says nothing is disconnected, and who comes later is served.
+    for connection in idle:
+        connection.settimeout(60)
+        while connection.recv(4096):
+            pass
+        connection.close()
+    assert probe(daemon, "/readyz") == (200, "ready\n")
