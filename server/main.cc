@@ -30,6 +30,8 @@ namespace {
 
 // After the drain: time for what was computed to reach slow readers.
 constexpr absl::Duration kSlowReaders = absl::Seconds(3);
+// What the end may take after a drain, as the service manager is told.
+constexpr absl::Duration kEnd = absl::Seconds(15);
 
 struct Flags {
   ConfigArguments config;
@@ -92,8 +94,10 @@ void Reload(Daemon& daemon) {
 // shutdown.drain, the second none.
 void ServeUntilDrained(Daemon& daemon) {
   std::vector<std::thread> drains;
+  absl::Time drained_by = absl::InfinitePast();
   absl::Time maintain = absl::Now() + absl::Seconds(1);
   while (true) {
+    if (absl::Now() < drained_by) AskForMoreTime(kEnd);
     const char event = WaitForEvent(maintain);
     if (absl::Now() >= maintain) {
       maintain = absl::Now() + absl::Seconds(1);
@@ -107,8 +111,9 @@ void ServeUntilDrained(Daemon& daemon) {
     LogLine(LogLevel::kInfo, drains.empty() ? "draining" : "stopping at once")
         .With("seconds", seconds);
     NotifySystemd("STOPPING=1");
-    drains.emplace_back([&daemon, deadline = absl::Now() + absl::Seconds(seconds)] {
-      daemon.Drain(deadline);
+    drained_by = absl::Now() + absl::Seconds(seconds);
+    drains.emplace_back([&daemon, drained_by] {
+      daemon.Drain(drained_by);
       SendEvent(kDrained);
     });
   }

@@ -10,9 +10,14 @@
 #include "server/memory_room.h"
 #include "server/model_files.h"
 #include "server/status.h"
+#include "server/systemd_notify.h"
 
 namespace skein::server {
 namespace {
+
+// How long the service manager waits at start for the next sign of progress; what gives none in
+// between is reading a checkpoint once to tell whether it is the one that packed weights are of.
+constexpr absl::Duration kLoadStep = absl::Minutes(5);
 
 std::string MiB(int64_t bytes) { return absl::StrCat(std::max<int64_t>(bytes, 0) >> 20, " MiB"); }
 
@@ -83,9 +88,13 @@ absl::Status ModelManager::LoadAll(const std::vector<ModelSource>& sources,
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   std::vector<std::unique_ptr<ServedInstance>> loaded;
   for (const ModelSource& source : sources) {
+    const auto wanted = [] {  // asked as the weights and the prompt states are made
+      AskForMoreTime(kLoadStep);
+      return true;
+    };
     SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<ServedInstance> instance,
                            LoadInstance(source, {*config, conversations_, metrics_},
-                                        progress ? progress : LogProgress(source.Name()), nullptr));
+                                        progress ? progress : LogProgress(source.Name()), wanted));
     loaded.push_back(std::move(instance));
   }
   for (std::unique_ptr<ServedInstance>& instance : loaded) {

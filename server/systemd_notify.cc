@@ -4,13 +4,22 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/log.h"
 
 namespace skein::server {
+namespace {
+
+constexpr int64_t kAskEvery = 1'000'000'000;  // nanoseconds
+
+}  // namespace
 
 void NotifySystemd(absl::string_view state) {
   const char* path = std::getenv("NOTIFY_SOCKET");
@@ -31,6 +40,14 @@ void NotifySystemd(absl::string_view state) {
     LogLine(LogLevel::kWarning, "cannot notify systemd").With("error", std::strerror(errno));
   }
   if (fd >= 0) close(fd);
+}
+
+void AskForMoreTime(absl::Duration more) {
+  static std::atomic<int64_t> next{0};
+  const int64_t now = absl::GetCurrentTimeNanos();
+  int64_t due = next.load();
+  if (now < due || !next.compare_exchange_strong(due, now + kAskEvery)) return;
+  NotifySystemd(absl::StrCat("EXTEND_TIMEOUT_USEC=", absl::ToInt64Microseconds(more)));
 }
 
 void NotifyWatchdog() {

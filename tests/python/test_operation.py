@@ -10,7 +10,7 @@ import time
 import grpc
 import pytest
 from client import ENDLESS, Client, Running, details, expect_error, fresh_id
-from daemon import environment, run
+from daemon import Daemon, environment, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -205,16 +205,64 @@ def test_a_dead_reader_does_not_hold_up_the_end(start, pb):
     del stream
 
 
-def test_systemd_is_told(start, tmp_path):
-    path = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(path))
-        listener.settimeout(30)
-        daemon = start(env={**environment(), "NOTIFY_SOCKET": str(path)})
-        assert listener.recv(100) == b"READY=1"
-        daemon.terminate()
-        assert listener.recv(100) == b"STOPPING=1"
-        assert daemon.wait() == 0
+class Systemd:
+    """What skeind tells its service manager, as it comes."""
+
+    def __init__(self, folder):
+        self.path = str(folder / "notify")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.settimeout(60)
+
+    def environment(self):
+        return {**environment(), "NOTIFY_SOCKET": self.path}
+
+    def heard(self, last, times=1):
+        """All messages up to this one."""
+        messages = []
+        while messages.count(last) < times:
+            messages.append(self.socket.recv(100).decode())
+        return messages
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    one = Systemd(tmp_path)
+    yield one
+    one.socket.close()
+
+
+MORE_TO_LOAD, MORE_TO_END = "EXTEND_TIMEOUT_USEC=300000000", "EXTEND_TIMEOUT_USEC=15000000"
+
+
+def test_systemd_is_told(start, systemd):
+    daemon = start(env=systemd.environment())
+    assert set(systemd.heard("READY=1")) <= {MORE_TO_LOAD, "READY=1"}
+    daemon.terminate()
+    assert systemd.heard("STOPPING=1") == ["STOPPING=1"]
+    assert daemon.wait() == 0
+
+
+def test_systemd_waits_for_a_long_load(steady_model, tmp_path, systemd):
+    """Longer than TimeoutStartSec it may take, as long as it goes on: here with the computing of a prompt state."""
+    prompt = f"[{{name: long, text: {'be kind ' * 5000!r}}}]"
+    daemon = Daemon(steady_model, tmp_path, {"prompts": prompt}, env=systemd.environment(), until="listening")
+    try:
+        heard = systemd.heard("READY=1")
+        assert heard[:2] == [MORE_TO_LOAD] * 2 and set(heard[:-1]) == {MORE_TO_LOAD}, heard
+    finally:
+        daemon.stop()
+
+
+def test_systemd_waits_for_a_long_drain(start, pb, systemd):
+    """Longer than TimeoutStopSec shutdown.drain may be; not for ever."""
+    daemon = start({"shutdown.drain": "3s"}, env=systemd.environment())
+    systemd.heard("READY=1")
+    running = Running(Client(pb, daemon.channel).stream("x", max_tokens=ENDLESS))
+    daemon.terminate()
+    assert systemd.heard(MORE_TO_END, times=2) == ["STOPPING=1", MORE_TO_END, MORE_TO_END]
+    assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
+    assert daemon.wait() == 0
 
 
 # Logs.
