@@ -89,8 +89,7 @@ void ControlService::Drain(Call call, const Bytes& in) {
       std::move(call), in,
       [this](const v1::DrainRequest& request, v1::DrainResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const absl::Duration timeout, ToTimeout(request));
-        services_.lifecycle->BeginDrain(absl::Now() + timeout);
-        services_.health_changed();
+        services_.lifecycle->BeginDrain(absl::Now() + timeout, services_.health_changed);
         LogLine(LogLevel::kInfo, "draining").With("by", "Control.Drain");
         for (const auto& instance : services_.models->All()) {
           const engine::EngineGauges gauges = instance->engine->gauges();

@@ -201,9 +201,8 @@ absl::StatusOr<ReloadPlan> Daemon::TryReload() {
 }
 
 void Daemon::Drain(absl::Time deadline) {
-  lifecycle_.BeginStop(deadline);
+  lifecycle_.BeginStop(deadline, [this] { ShowHealth(); });
   manager_->Stop();
-  ShowHealth();
   DrainInstances(deadline);
 }
 
@@ -230,7 +229,7 @@ Daemon::~Daemon() {
   if (grpc_ != nullptr) grpc_->Shutdown(absl::Now());
   manager_.reset();
   // Before the services: an event that is still on its way refers to them.
-  lifecycle_.BeginStop(absl::InfinitePast());
+  lifecycle_.BeginStop(absl::InfinitePast(), [] {});
   DrainInstances(absl::InfinitePast());
   models_.reset();
 }

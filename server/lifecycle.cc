@@ -42,23 +42,28 @@ Lifecycle::State Lifecycle::state() const {
   return kReady;
 }
 
-void Lifecycle::Drain(State state, absl::Time deadline) {
-  wanted_ = std::max(wanted_, state);
-  deadline_ = std::min(deadline_, deadline);
+void Lifecycle::Drain(State state, absl::Time deadline, absl::FunctionRef<void()> show) {
+  absl::MutexLock change(&change_mu_);
+  {
+    absl::MutexLock lock(&mu_);
+    wanted_ = std::max(wanted_, state);
+    deadline_ = std::min(deadline_, deadline);
+  }
+  show();
+  absl::MutexLock lock(&mu_);
   for (const auto& instance : models_.All()) instance->engine->BeginDrain(deadline_);
 }
 
-void Lifecycle::BeginDrain(absl::Time deadline) {
-  absl::MutexLock lock(&mu_);
-  Drain(kDraining, deadline);
+void Lifecycle::BeginDrain(absl::Time deadline, absl::FunctionRef<void()> show) {
+  Drain(kDraining, deadline, show);
 }
 
-void Lifecycle::BeginStop(absl::Time deadline) {
-  absl::MutexLock lock(&mu_);
-  Drain(kStopping, deadline);
+void Lifecycle::BeginStop(absl::Time deadline, absl::FunctionRef<void()> show) {
+  Drain(kStopping, deadline, show);
 }
 
 absl::Status Lifecycle::Undrain() {
+  absl::MutexLock change(&change_mu_);
   absl::MutexLock lock(&mu_);
   if (wanted_ == kStopping) {
     return Precondition("STOPPING", "server", "the server has been told to end");

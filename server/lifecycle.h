@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -27,9 +28,11 @@ class Lifecycle {
   State state() const;
 
   // Every engine, later ones included, refuses new requests; what runs after `deadline` is ended.
-  void BeginDrain(absl::Time deadline);
+  // `show` is called before any of them does, when state() tells: so health turns first, and who
+  // goes by it is not refused.
+  void BeginDrain(absl::Time deadline, absl::FunctionRef<void()> show);
   // The same for good.
-  void BeginStop(absl::Time deadline);
+  void BeginStop(absl::Time deadline, absl::FunctionRef<void()> show);
   // FAILED_PRECONDITION once it stops.
   absl::Status Undrain();
 
@@ -38,9 +41,10 @@ class Lifecycle {
   bool Serve(std::unique_ptr<ServedInstance>* instance, bool replace);
 
  private:
-  void Drain(State state, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Drain(State state, absl::Time deadline, absl::FunctionRef<void()> show);
 
   ModelRegistry& models_;
+  absl::Mutex change_mu_;  // one change at a time; taken before mu_
   mutable absl::Mutex mu_;
   bool loaded_ ABSL_GUARDED_BY(mu_) = false;
   State wanted_ ABSL_GUARDED_BY(mu_) = kReady;  // or kDraining or kStopping
