@@ -92,7 +92,7 @@ void AddControl(YamlSchema* s, ServerConfig* c) {
   s->Add("control.model_folders", &c->control.model_folders,
          "folders that Control.LoadModel may read; empty: none");
   s->AddBytes("control.memory", &c->control.memory_bytes, Ints(0, int64_t{1} << 50),
-              "what this process may use, for LoadModel; 0: the limit of its control group");
+              "what this process may use, for models and more; 0: the limit of its control group");
 }
 
 void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {

@@ -25,6 +25,18 @@ absl::Status Stopping() {
   return base::MakeStatus(absl::StatusCode::kUnavailable, "DRAINING", "the server is stopping");
 }
 
+// Whether a model fits into memory beside what is loaded; `what` says what may be done about it.
+absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config,
+                       absl::string_view subject, absl::string_view what) {
+  SKEIN_ASSIGN_OR_RETURN(const int64_t needed, EstimateBytes(source, config));
+  const int64_t room = MemoryRoom(config.control.memory_bytes);
+  if (needed <= room) return absl::OkStatus();
+  return base::WaitingDoesNotHelp(base::MakeStatus(
+      absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
+      absl::StrCat(subject, " needs up to ", MiB(needed), " beside what is loaded; ", MiB(room),
+                   " are left: ", what)));
+}
+
 absl::Status NameTaken(const std::string& name) {
   return base::MakeStatus(
       absl::StatusCode::kAlreadyExists, "MODEL_EXISTS",
@@ -88,6 +100,10 @@ absl::Status ModelManager::LoadAll(const std::vector<ModelSource>& sources,
   const std::shared_ptr<const ServerConfig> config = config_.Get();
   std::vector<std::unique_ptr<ServedInstance>> loaded;
   for (const ModelSource& source : sources) {
+    SKEIN_RETURN_IF_ERROR(CheckRoom(
+        source, *config, absl::StrCat("model '", source.Name(), "' (", source.path, ")"),
+        "serve fewer (models), with fewer engine.slots or weights of fewer bits, or allow this "
+        "process more (control.memory, its control group)"));
     const auto wanted = [] {  // asked as the weights and the prompt states are made
       AskForMoreTime(kLoadStep);
       return true;
@@ -137,20 +153,11 @@ absl::Status ModelManager::Load(ModelSource source, bool replace,
   return absl::OkStatus();
 }
 
-absl::Status ModelManager::CheckRoom(const ModelSource& source, const ServerConfig& config) const {
-  SKEIN_ASSIGN_OR_RETURN(const int64_t needed, EstimateBytes(source, config));
-  const int64_t room = MemoryRoom(config.control.memory_bytes);
-  if (needed <= room) return absl::OkStatus();
-  return base::WaitingDoesNotHelp(base::MakeStatus(
-      absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
-      absl::StrCat("the model needs up to ", MiB(needed), " beside what is loaded; ", MiB(room),
-                   " are left: unload one, or use fewer slots or bf16")));
-}
-
 absl::StatusOr<v1::Model> ModelManager::LoadInto(const ModelSource& source, bool replace,
                                                  LoadListener* listener) {
   const std::shared_ptr<const ServerConfig> config = config_.Get();
-  SKEIN_RETURN_IF_ERROR(CheckRoom(source, *config));
+  SKEIN_RETURN_IF_ERROR(
+      CheckRoom(source, *config, "the model", "unload one, or use fewer slots or bf16"));
   absl::StatusOr<std::unique_ptr<ServedInstance>> loaded = LoadInstance(
       source, {*config, conversations_, metrics_},
       [listener, log = LogProgress(source.Name())](const engine::LoadProgress& progress) {

@@ -55,7 +55,8 @@ class ModelManager {
   // At start, before anybody can ask for them: from now on clients hear that these are being
   // loaded.
   absl::Status Announce(const std::vector<ModelSource>& sources);
-  // Loads what was announced, on the caller's thread: from anywhere, without asking for room first.
+  // Loads what was announced, on the caller's thread and from anywhere. One that does not fit into
+  // memory beside those before it is an error.
   // None goes live before all are loaded, so that a signal meanwhile has nobody to wait for.
   // Without `progress` the log tells how it goes.
   absl::Status LoadAnnounced(const std::vector<ModelSource>& sources,
@@ -81,7 +82,6 @@ class ModelManager {
   absl::StatusOr<v1::Model> LoadInto(const ModelSource& source, bool replace,
                                      LoadListener* listener);
   absl::Status GoLive(std::unique_ptr<ServedInstance> instance, bool replace);
-  absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config) const;
   absl::Status StillWanted(const LoadListener& listener) const;
   absl::Status CheckName(const std::string& name, bool replace) const;
 

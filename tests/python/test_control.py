@@ -238,11 +238,13 @@ def test_no_folders_no_loading(start, pb):
 
 
 def test_no_room_beside_what_is_loaded(start, pb, folder):
-    daemon = start({"control.model_folders": str(folder), "control.memory": "32MiB"})
+    write_tiny_checkpoint(folder / "big.safetensors", layers=4, width=512, head_size=64)
+    daemon = start({"control.model_folders": str(folder), "control.memory": "128MiB"})
     client = Client(pb, daemon.channel)
-    error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: load(client, "second.safetensors"))
+    error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: load(client, "big.safetensors"))
     assert details(error)["ErrorInfo"].reason == "MODEL_MEMORY" and "MiB" in error.details()
     assert list(models_by_name(client)) == ["tiny"]
+    load(client, "second.safetensors")
 
 
 # Unloading.

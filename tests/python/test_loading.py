@@ -159,6 +159,20 @@ def test_two_models_of_one_name_do_not_start(model, tmp_path):
     assert ended.returncode == 1 and "models: two models have the name 'm'" in ended.stderr
 
 
+def test_models_that_do_not_fit_do_not_start(model, tmp_path):
+    """Told before the memory is taken: the first one, or one beside it."""
+    write_tiny_checkpoint(tmp_path / "big.safetensors", layers=4, width=512, head_size=64)
+    for settings, name in [({"control.memory": "32MiB"}, f"m' ({model})"),
+                           ({"control.memory": "128MiB", "models": f"[{{path: {tmp_path}/big.safetensors}}]"},
+                            f"big' ({tmp_path}/big.safetensors)")]:
+        settings.update({"model.name": "m", "listen.address": "127.0.0.1:0", "listen.metrics": "127.0.0.1:0"})
+        arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        ended = run("--model", str(model), *arguments, cwd=tmp_path)
+        assert ended.returncode == 1
+        last = ended.stderr.strip().splitlines()[-1]
+        assert f"model '{name} needs up to " in last and " MiB are left: serve fewer (models), with fewer engine.slots" in last
+
+
 def test_a_signal_while_the_first_model_loads(pb, steady_model, tmp_path):
     daemon = Daemon(steady_model, tmp_path, {"model.name": "m", **slow("m")}, until="listening")
     try:

@@ -128,8 +128,8 @@ def world_models(worlds):
 def world_little_memory(worlds):
     folder = worlds.folder / "room"
     folder.mkdir()
-    write_tiny_checkpoint(folder / "other.safetensors", seed=2)
-    return worlds.start({"control.model_folders": str(folder), "control.memory": "32MiB"}, name="room")
+    write_tiny_checkpoint(folder / "big.safetensors", layers=4, width=512, head_size=64)
+    return worlds.start({"control.model_folders": str(folder), "control.memory": "128MiB"}, name="room")
 
 
 def world_empty(worlds):
@@ -278,7 +278,7 @@ ROWS = [
         Row("a broken configuration", control("ReloadConfig", lambda c, w: c.ReloadConfigRequest()), C.INVALID_ARGUMENT,
             "CONFIG_INVALID", re.compile(r".*config.yaml:2.*limits\.queud.*limits\.queued.*"))),
     *in_world("little memory", Row(
-        "no room for a model", control("LoadModel", lambda c, w: c.LoadModelRequest(path="other.safetensors")),
+        "no room for a model", control("LoadModel", lambda c, w: c.LoadModelRequest(path="big.safetensors")),
         C.RESOURCE_EXHAUSTED, "MODEL_MEMORY",
         re.compile(f"the model needs up to {NUMBER} MiB beside what is loaded; {NUMBER} MiB are left: unload one, or use "
                    "fewer slots or bf16"))),
