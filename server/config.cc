@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -285,6 +286,27 @@ absl::Status ValidatePrompts(const std::vector<PromptConfig>& prompts) {
   return absl::OkStatus();
 }
 
+absl::Status ValidateModelNames(const ServerConfig& c) {
+  std::set<std::string> names = {c.model.Name()};
+  for (const ModelSource& model : c.models) {
+    if (!names.insert(model.Name()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("models: two models have the name '", model.Name(), "'"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Only a device can tell, so one is made.
+absl::Status ValidateCpu(const CpuConfig& cpu) {
+  if (cpu.tier.empty() && cpu.pin.empty()) return absl::OkStatus();
+  std::string error;
+  const auto device =
+      kernels::NewCpuDevice({static_cast<int>(cpu.threads), cpu.tier, cpu.pin}, &error);
+  if (device != nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
+}
+
 }  // namespace
 
 absl::Status Validate(const ServerConfig& c) {
@@ -305,6 +327,8 @@ absl::Status Validate(const ServerConfig& c) {
   }
   SKEIN_RETURN_IF_ERROR(ValidateSecurity(c.listen, c.auth));
   SKEIN_RETURN_IF_ERROR(ValidatePrompts(c.prompts));
+  SKEIN_RETURN_IF_ERROR(ValidateModelNames(c));
+  SKEIN_RETURN_IF_ERROR(ValidateCpu(c.cpu));
   double last = 0;
   for (double bucket : c.metrics.latency_buckets) {
     if (!(bucket > last)) {

@@ -53,7 +53,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const LoadedConfig& config
   SKEIN_RETURN_IF_ERROR(daemon->ListenHttp());
   std::vector<ModelSource> models = {config.config.model};
   models.insert(models.end(), config.config.models.begin(), config.config.models.end());
-  SKEIN_RETURN_IF_ERROR(daemon->manager_->Announce(models));
+  daemon->manager_->Announce(models);
   SKEIN_RETURN_IF_ERROR(daemon->Listen());
   SKEIN_RETURN_IF_ERROR(daemon->manager_->LoadAnnounced(models, progress));
   daemon->lifecycle_.Loaded();

@@ -89,6 +89,11 @@ bool SplitHostPort(absl::string_view address, absl::string_view* host, absl::str
   return !host->empty() && absl::SimpleAtoi(*port, &number) && number >= 0 && number <= 65535;
 }
 
+bool IsAddress(absl::string_view address) {
+  absl::string_view host, port;
+  return absl::StartsWith(address, kUnix) || SplitHostPort(address, &host, &port);
+}
+
 bool IsLoopback(absl::string_view address) {
   if (absl::StartsWith(address, kUnix)) return true;
   absl::string_view host, port;

@@ -66,6 +66,8 @@ class Listener {
 
 // Whether only this machine can reach the address: 127.0.0.0/8, ::1, "localhost" or a unix socket.
 bool IsLoopback(absl::string_view address);
+// Whether Bind understands it.
+bool IsAddress(absl::string_view address);
 // Splits "host:port" and "[v6]:port"; false when it is neither.
 bool SplitHostPort(absl::string_view address, absl::string_view* host, absl::string_view* port);
 

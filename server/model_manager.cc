@@ -31,10 +31,10 @@ absl::Status CheckRoom(const ModelSource& source, const ServerConfig& config,
   SKEIN_ASSIGN_OR_RETURN(const int64_t needed, EstimateBytes(source, config));
   const int64_t room = MemoryRoom(config.control.memory_bytes);
   if (needed <= room) return absl::OkStatus();
-  return base::WaitingDoesNotHelp(base::MakeStatus(
-      absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
-      absl::StrCat(subject, " needs up to ", MiB(needed), " beside what is loaded; ", MiB(room),
-                   " are left: ", what)));
+  return base::WaitingDoesNotHelp(
+      base::MakeStatus(absl::StatusCode::kResourceExhausted, "MODEL_MEMORY",
+                       absl::StrCat(subject, " needs up to ", MiB(needed),
+                                    " beside what is loaded; ", MiB(room), " are left: ", what)));
 }
 
 absl::Status NameTaken(const std::string& name) {
@@ -74,18 +74,11 @@ void ModelManager::EndLoad() {
   loading_ = false;
 }
 
-absl::Status ModelManager::Announce(const std::vector<ModelSource>& sources) {
+void ModelManager::Announce(const std::vector<ModelSource>& sources) {
   std::vector<std::string> names;
-  for (const ModelSource& source : sources) {
-    if (std::find(names.begin(), names.end(), source.Name()) != names.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("models: two models have the name '", source.Name(), "'"));
-    }
-    names.push_back(source.Name());
-  }
+  for (const ModelSource& source : sources) names.push_back(source.Name());
   absl::MutexLock lock(&mu_);
   SKEIN_CHECK(BeginLoad(std::move(names)));
-  return absl::OkStatus();
 }
 
 absl::Status ModelManager::LoadAnnounced(const std::vector<ModelSource>& sources,

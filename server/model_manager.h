@@ -54,7 +54,7 @@ class ModelManager {
 
   // At start, before anybody can ask for them: from now on clients hear that these are being
   // loaded.
-  absl::Status Announce(const std::vector<ModelSource>& sources);
+  void Announce(const std::vector<ModelSource>& sources);
   // Loads what was announced, on the caller's thread and from anywhere. One that does not fit into
   // memory beside those before it is an error.
   // None goes live before all are loaded, so that a signal meanwhile has nobody to wait for.

@@ -116,6 +116,10 @@ absl::Status CheckTls(const TlsConfig& tls, const AuthConfig& auth) {
 absl::Status CheckAddress(const char* key, const std::string& address, const ListenConfig& listen,
                           const AuthConfig& auth) {
   if (address.empty()) return absl::InvalidArgumentError(absl::StrCat(key, " is empty"));
+  if (!IsAddress(address)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        key, ": '", address, "' is no address: host:port, [v6 address]:port or unix:/path"));
+  }
   if (listen.allow_insecure_public || IsLoopback(address)) return absl::OkStatus();
   const bool knows_callers = auth.enabled() || listen.tls.require_client_certificate;
   if (listen.tls.enabled() && knows_callers) return absl::OkStatus();
@@ -128,14 +132,20 @@ absl::Status CheckAddress(const char* key, const std::string& address, const Lis
 }
 
 absl::Status CheckMetrics(const ListenConfig& listen) {
-  if (listen.metrics.empty() || listen.allow_public_metrics || listen.allow_insecure_public ||
-      IsLoopback(listen.metrics)) {
+  if (listen.metrics.empty()) return absl::OkStatus();
+  absl::string_view host, port;
+  if (!SplitHostPort(listen.metrics, &host, &port)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "listen.metrics: '", listen.metrics, "' is no address: host:port or [v6 address]:port"));
+  }
+  if (listen.allow_public_metrics || listen.allow_insecure_public || IsLoopback(listen.metrics)) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "listen.metrics: other machines can reach '", listen.metrics,
-      "', and the metrics are plain HTTP for everybody, whatever listen.tls and auth.tokens say; set "
-      "listen.allow_public_metrics to true if that is what you want"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("listen.metrics: other machines can reach '", listen.metrics,
+                   "', and the metrics are plain HTTP for everybody, whatever listen.tls and "
+                   "auth.tokens say; set "
+                   "listen.allow_public_metrics to true if that is what you want"));
 }
 
 }  // namespace

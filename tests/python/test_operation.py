@@ -34,6 +34,10 @@ def test_unknown_key_names_line_and_nearest(tmp_path):
     ("listen: [\n", ["config.yaml"]),
     ("defaults:\n  max_tokens: 100000\n", ["defaults.max_tokens", "limits.max_tokens"]),
     ("model:\n  weights: int3\n", ["config.yaml:2", "model.weights", "bf16"]),
+    ("cpu:\n  tier: z80\n", ["cpu: unknown CPU tier 'z80'"]),
+    ("cpu:\n  pin: 60000\n", ["cpu: CPU 60000 is not among those"]),
+    ("listen:\n  metrics: nowhere\n", ["listen.metrics: 'nowhere' is no address"]),
+    ("models: [{path: demo.pth}]\n", ["models: two models have the name 'demo'"]),
 ])
 def test_bad_values(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
@@ -255,12 +259,13 @@ def test_systemd_waits_for_a_long_load(steady_model, tmp_path, systemd):
 
 
 def test_systemd_waits_for_a_long_drain(start, pb, systemd):
-    """Longer than TimeoutStopSec shutdown.drain may be; not for ever."""
-    daemon = start({"shutdown.drain": "3s"}, env=systemd.environment())
+    """Longer than TimeoutStopSec shutdown.drain may be."""
+    daemon = start({"shutdown.drain": "60s"}, env=systemd.environment())
     systemd.heard("READY=1")
     running = Running(Client(pb, daemon.channel).stream("x", max_tokens=ENDLESS))
     daemon.terminate()
     assert systemd.heard(MORE_TO_END, times=2) == ["STOPPING=1", MORE_TO_END, MORE_TO_END]
+    daemon.terminate()
     assert running.end().finished.reason == pb.gen.FINISH_REASON_DRAINED
     assert daemon.wait() == 0
 

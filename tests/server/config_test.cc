@@ -88,6 +88,17 @@ TEST(Config, ValuesMustFitTogether) {
   fails([](ServerConfig& c) { c.metrics.latency_buckets = {1, 1}; }, "latency_buckets");
   fails([](ServerConfig& c) { c.metrics.latency_buckets = {0}; }, "latency_buckets");
   fails([](ServerConfig& c) { c.listen.address = ""; }, "listen.address");
+  fails([](ServerConfig& c) { c.listen.address = "127.0.0.1"; },
+        "listen.address: '127.0.0.1' is no");
+  fails([](ServerConfig& c) { c.listen.metrics = "9464"; }, "listen.metrics: '9464' is no address");
+  fails([](ServerConfig& c) { c.listen.metrics = "unix:/tmp/x"; }, "listen.metrics: 'unix:/tmp/x'");
+  fails([](ServerConfig& c) { c.cpu.tier = "z80"; }, "cpu: unknown CPU tier 'z80'");
+  fails([](ServerConfig& c) { c.cpu.pin = "all"; }, "cpu: 'all' is neither auto nor a list");
+  fails(
+      [](ServerConfig& c) {
+        c.models = {{"a/demo.pth", "", "auto", ""}};
+      },
+      "models: two models have the name 'demo'");
 }
 
 TEST(Config, PromptsHaveOneTextAndANameOfTheirOwn) {
