@@ -1,5 +1,6 @@
 """Metrics: what is counted. test_prometheus.py has the format and a real Prometheus."""
 
+import re
 import time
 import urllib.request
 
@@ -87,3 +88,14 @@ def test_gauges_move_while_there_is_work(start, steady_model, pb):
     wait_for_value(daemon, 'skein_draining{model="tiny"}', 1)
     running.cancel()
     list(waiting)
+
+
+def test_buckets_are_those_of_the_configuration(start, pb):
+    daemon = start({"metrics.latency_buckets": "[0.25, 1.5, 40]"})
+    Client(pb, daemon.channel).generate("x", max_tokens=4)
+    text = scrape(daemon)
+    for name in ["skein_time_to_first_token_seconds", "skein_inter_token_latency_seconds", "grpc_server_handling_seconds"]:
+        bounds = re.findall(rf'^{name}_bucket\{{.*?le="([^"]+)"\}}', text, re.MULTILINE)
+        assert set(bounds) == {"0.25", "1.5", "40", "+Inf"}, name
+    counted = series(text)
+    assert counted['skein_inter_token_latency_seconds_bucket{model="tiny",le="+Inf"}'] == 3

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shutil
 import signal
+import ssl
 import time
 import urllib.request
 
@@ -271,6 +272,11 @@ def tls_channel(daemon, authority, pair=None):
                                options=[("grpc.use_local_subchannel_pool", 1)])
 
 
+def served_certificate(daemon):
+    host, port = daemon.address.rsplit(":", 1)
+    return ssl.get_server_certificate((host, int(port)))
+
+
 def models(pb, channel):
     return pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), timeout=30)
 
@@ -325,25 +331,20 @@ def test_certificates_are_replaced_while_calls_run(start, pb, steady_model, auth
             shutil.copy(source, str(target) + ".new")
             (tmp_path / (target.name + ".new")).rename(target)
 
-    def served():
-        import ssl
-        host, port = daemon.address.rsplit(":", 1)
-        return ssl.get_server_certificate((host, int(port)))
-
     install(first)
     daemon = start({"listen.tls.certificate": files[0], "listen.tls.key": files[1]}, model=steady_model)
-    assert served() == first.certificate.read_text()
+    assert served_certificate(daemon) == first.certificate.read_text()
     with tls_channel(daemon, authority) as channel:
         running = Running(Client(pb, channel).stream("x", max_tokens=4000, timeout=60))
         install(second)
         daemon.wait_for_line("new certificates")
-        assert served() == second.certificate.read_text()
+        assert served_certificate(daemon) == second.certificate.read_text()
         # A key of another certificate, and no certificate at all: told, and nothing changes.
         install(first, key=second.key)
         daemon.wait_for_line("not taken.*is not the key of the certificate")
         files[0].write_text("nonsense")
         daemon.wait_for_line("not taken.*no certificate")
-        assert served() == second.certificate.read_text()
+        assert served_certificate(daemon) == second.certificate.read_text()
         with tls_channel(daemon, authority) as other:
             models(pb, other)
         assert running.end().finished.usage.completion_tokens == 4000
@@ -351,6 +352,60 @@ def test_certificates_are_replaced_while_calls_run(start, pb, steady_model, auth
     text = urllib.request.urlopen(daemon.metrics, timeout=5).read().decode()
     expiry = float(re.search(r"^skein_tls_certificate_expiry_seconds (\S+)", text, re.MULTILINE).group(1))
     assert 0 < expiry - time.time() < 2 * 86400 + 60
+
+
+def test_the_authority_of_clients_is_replaced_while_calls_run(start, pb, steady_model, authority, server_pair, tmp_path):
+    """Who is connected stays; of those who come the new authority's are let in, and no longer the old one's."""
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    ann, bob = before.issue("ann"), after.issue("bob")
+    file = tmp_path / "clients.pem"
+    shutil.copy(before.certificate, file)
+    daemon = start(tls_settings(server_pair, client_ca=file, require_client_certificate="true"), model=steady_model)
+
+    def let_in(pair):
+        with tls_channel(daemon, authority, pair) as channel:
+            try:
+                return bool(models(pb, channel).models)
+            except grpc.RpcError as error:
+                assert error.code() == UNAVAILABLE
+                return False
+
+    with tls_channel(daemon, authority, ann) as channel:
+        running = Running(Client(pb, channel).stream("x", max_tokens=4000, timeout=120))
+        assert (let_in(ann), let_in(bob)) == (True, False)
+        new = tmp_path / "clients.new"
+        shutil.copy(after.certificate, new)
+        new.rename(file)
+        daemon.wait_for_line("new certificates")
+        assert (let_in(ann), let_in(bob)) == (False, True)
+        assert running.end().finished.usage.completion_tokens == 4000
+        models(pb, channel)
+
+
+def test_a_reload_names_other_certificates(start, pb, steady_model, authority, tmp_path):
+    """As above, by other files."""
+    first, second, after = authority.issue("first"), authority.issue("second"), Authority(tmp_path, "after")
+    config = tmp_path / "config.yaml"
+
+    def write(pair, clients):
+        config.write_text(f"listen:\n  tls: {{certificate: {pair.certificate}, key: {pair.key}, "
+                          f"client_ca: {clients.certificate}, require_client_certificate: true}}\n")
+
+    write(first, authority)
+    daemon = start(model=steady_model)
+    with tls_channel(daemon, authority, first) as channel:
+        running = Running(Client(pb, channel).stream("x", max_tokens=4000, timeout=120))
+        write(second, after)
+        daemon.process.send_signal(signal.SIGHUP)
+        applied = re.search(r'applied="?([^" ]*)', daemon.wait_for_line("configuration reloaded")).group(1).split(",")
+        assert sorted(applied) == ["listen.tls.certificate", "listen.tls.client_ca", "listen.tls.key"]
+        with tls_channel(daemon, authority, after.issue("bob")) as other:
+            models(pb, other)
+            assert served_certificate(daemon) == second.certificate.read_text()
+        with tls_channel(daemon, authority, first) as other:
+            expect_error(UNAVAILABLE, lambda: models(pb, other))
+        assert running.end().finished.usage.completion_tokens == 4000
+        models(pb, channel)
 
 
 # What the configuration refuses.
