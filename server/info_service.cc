@@ -25,6 +25,8 @@ v1::Limits LimitsOf(const ServerConfig& config) {
   out.set_max_tokenize_bytes(c.tokenize_bytes);
   out.set_max_detokenize_ids(c.detokenize_ids);
   out.set_max_message_bytes(config.listen.max_message_bytes);
+  out.set_max_stop_token_ids(static_cast<int32_t>(c.stop_token_ids));
+  out.set_max_forks(static_cast<int32_t>(c.forks));
   return out;
 }
 

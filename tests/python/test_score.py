@@ -1,11 +1,13 @@
 """Score, Tokenize, Detokenize, Info."""
 
 import math
+import re
 import time
 
 import grpc
 import pytest
 from client import Client, details, expect_error, fresh_id
+from daemon import run
 from test_metrics import scrape, series
 
 
@@ -115,6 +117,21 @@ def test_info(client):
     assert (model.vocabulary, model.tokenizer, model.chat_template, model.weights) == (257, "bytes", "rwkv", "fp32")
     assert model.state_bytes == 2 * (64 + 2 * 32 * 32 + 64) * 4
     assert model.training_context == 128 and list(model.examples) == ["hello"] and len(model.fingerprint) == 16
+
+
+def test_info_tells_every_limit_of_requests(start, pb, tmp_path):
+    """By the key of the configuration, so that a new one is not forgotten. What bounds a slow reader is no limit of a request."""
+    printed = run("--print-effective-config", cwd=tmp_path).stdout
+    section = re.search(r"^limits:\n((?:  .*\n)+)", printed, re.MULTILINE).group(1)
+    keys = {key for key in re.findall(r"^  (\w+):", section, re.MULTILINE) if not key.startswith("outbox_")}
+    field_of = {key: "max_" + key.removeprefix("max_") for key in keys}
+    fields = {field.name for field in pb.info.Limits.DESCRIPTOR.fields}
+    assert fields == {*field_of.values(), "max_message_bytes"}
+    values = {key: 100 + i for i, key in enumerate(sorted(keys))} | {"top_logprobs": 7, "queued_tokens": 1000, "max_tokens": 300}
+    limits = Client(pb, start({"limits." + key: value for key, value in values.items()}
+                              | {"listen.max_message": 5000}).channel).info.GetServerInfo(pb.info.GetServerInfoRequest()).limits
+    assert {field: getattr(limits, field) for field in fields} == \
+        {field_of[key]: value for key, value in values.items()} | {"max_message_bytes": 5000}
 
 
 def test_a_reader_that_never_reads_holds_the_scoring_up(start, pb):
