@@ -60,6 +60,7 @@ struct RequestReport {        // once per request, when it has ended
   Timings timings;
   absl::Duration total;
   std::string restored_from;
+  std::string missed;       // "tokens": why, as MissName
   std::string reused_from;  // usage.reused_tokens: "conversation", "prompt_state", "score_prompt"
   bool score = false;
   std::string tenant;

@@ -237,6 +237,7 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   report.timings = timings;
   report.total = now - sequence->submitted;
   report.restored_from = RestoredFrom(*sequence);
+  if (sequence->lease.has_value()) report.missed = MissName(sequence->lease->miss);
   report.reused_from = ReusedFrom(*sequence);
   report.score = sequence->score;
   report.tenant = sequence->tenant;

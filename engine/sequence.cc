@@ -52,7 +52,7 @@ bool Commits(End end, CommitMode mode) {
 
 const char* RestoredFrom(const Sequence& sequence) {
   if (!sequence.lease.has_value()) return "none";
-  if (sequence.lease->rebuilt) return "tokens";
+  if (sequence.lease->miss != Miss::kNone) return "tokens";
   if (sequence.lease->snapshot == nullptr) return "none";
   return sequence.from_device ? "device" : "host";
 }

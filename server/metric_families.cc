@@ -36,7 +36,7 @@ MetricFamilies::MetricFamilies(Registry& r, std::vector<double> buckets)
                              "Requests by where their starting state came from.")),
       state_hits(Counter(r, "skein_state_cache_hits_total", "Turns that found their state.")),
       state_misses(Counter(r, "skein_state_cache_misses_total",
-                           "Turns whose state was rebuilt from tokens.")),
+                           "Turns whose state was rebuilt from tokens, by why it was not there.")),
       state_evictions(Counter(r, "skein_state_evictions_total",
                               "States that left a tier to make room for others.")),
       transfer(Histogram(r, "skein_state_transfer_seconds",

@@ -26,7 +26,11 @@ struct ModelMetrics::Series {
     f.cached_tokens.Add(with("source", "conversation"));
     hits = &f.state_hits.Add(with("tier", "host"));
     device_hits = &f.state_hits.Add(with("tier", "device"));
-    misses = &f.state_misses.Add(with("reason", "evicted"));
+    for (const engine::Miss miss :
+         {engine::Miss::kEvicted, engine::Miss::kHistory, engine::Miss::kNotMade,
+          engine::Miss::kModel, engine::Miss::kEmptyInput}) {
+      f.state_misses.Add(with("reason", engine::MissName(miss)));
+    }
     ttft = latency(f.ttft);
     itl = latency(f.itl);
     tpot = latency(f.tpot);
@@ -45,7 +49,7 @@ struct ModelMetrics::Series {
     parkings = &f.state_evictions.Add({{"model", model}, {"from", "device"}, {"to", "host"}});
   }
 
-  Counter *hits, *device_hits, *misses, *parkings;
+  Counter *hits, *device_hits, *parkings;
   Histogram *ttft, *itl, *tpot, *e2e, *queue, *prefill, *decode, *gap, *batch, *tokens;
   Histogram *step_decode, *step_prefill, *step_mixed, *to_device, *to_host;
 };
@@ -148,7 +152,9 @@ void ModelMetrics::OnRequestDone(const engine::RequestReport& r) {
   }
   if (r.restored_from == "host") s.hits->Increment();
   if (r.restored_from == "device") s.device_hits->Increment();
-  if (r.restored_from == "tokens") s.misses->Increment();
+  if (!r.missed.empty()) {
+    families_->state_misses.Add({{"model", model_}, {"reason", r.missed}}).Increment();
+  }
   if (r.timings.restore > absl::ZeroDuration()) {
     s.to_device->Observe(absl::ToDoubleSeconds(r.timings.restore));
   }

@@ -36,4 +36,29 @@ SnapshotCache::CellRef Conversation::NearestState(int64_t version, int64_t limit
   return nullptr;
 }
 
+Miss Conversation::WhyMissed(int64_t version, uint64_t model) const {
+  const Version& v = versions.at(version);
+  if (v.turn->model != model) return Miss::kModel;
+  if (v.cell == nullptr) return v.gone;
+  return v.cell->snapshot == nullptr ? Miss::kEvicted : Miss::kEmptyInput;
+}
+
+const char* MissName(Miss miss) {
+  switch (miss) {
+    case Miss::kNone:
+      return "";
+    case Miss::kEvicted:
+      return "evicted";
+    case Miss::kHistory:
+      return "history";
+    case Miss::kNotMade:
+      return "not_made";
+    case Miss::kModel:
+      return "model";
+    case Miss::kEmptyInput:
+      return "empty_input";
+  }
+  return "";
+}
+
 }  // namespace skein::engine

@@ -40,7 +40,8 @@ struct Version {
   int64_t tokens = 0;  // of the whole conversation up to here
   absl::Time time;     // wall clock
   std::shared_ptr<const Turn> turn;
-  SnapshotCache::CellRef cell;  // null: never had a state of its own, or dropped by `history`
+  SnapshotCache::CellRef cell;  // null: there is no state of its own, and `gone` says why
+  Miss gone = Miss::kNotMade;
 
   bool has_state() const { return cell != nullptr && cell->snapshot != nullptr; }
 };
@@ -68,6 +69,8 @@ struct Conversation {
   // The cell of the nearest version, at or before this one, with a snapshot of this model that has
   // consumed at most `limit` tokens; null when there is none.
   SnapshotCache::CellRef NearestState(int64_t version, int64_t limit, uint64_t model) const;
+  // Why that is not the version's own.
+  Miss WhyMissed(int64_t version, uint64_t model) const;
 };
 
 }  // namespace skein::engine

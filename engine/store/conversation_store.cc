@@ -137,8 +137,10 @@ Lease ConversationStore::Impl::MakeLease(const Entry& entry, int64_t base,
     cache_.Touch(cell);
     lease.snapshot = cell->snapshot;
   }
-  lease.rebuilt = cell == nullptr || cell != conversation.versions.at(base).cell;
-  ++(lease.rebuilt ? misses_ : hits_);
+  if (cell == nullptr || cell != conversation.versions.at(base).cell) {
+    lease.miss = conversation.WhyMissed(base, request.model.fingerprint);
+  }
+  ++(lease.miss != Miss::kNone ? misses_ : hits_);
   lease.pending = conversation.Tokens(base, cell == nullptr ? 0 : cell->snapshot->consumed);
   lease.last_tokens = conversation.Tokens(base, std::max<int64_t>(0, lease.tokens - kLastTokens));
   if (request.want_all_tokens) lease.all_tokens = conversation.Tokens(base, 0);
@@ -259,6 +261,7 @@ void ConversationStore::Impl::KeepNewestStates(Conversation* conversation, Garba
   for (auto it = conversation->versions.rbegin(); it != conversation->versions.rend(); ++it) {
     if (it->second.cell == nullptr) continue;
     if (it->second.has_state() && ++kept <= options_.history) continue;
+    it->second.gone = it->second.has_state() ? Miss::kHistory : Miss::kEvicted;
     cache_.Drop(it->second.cell, garbage);
     it->second.cell = nullptr;
   }

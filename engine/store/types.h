@@ -118,6 +118,18 @@ struct ConversationStoreGauges {
 // older snapshot is taken.
 enum class Pending { kAny, kAtLeastOne };
 
+// Why a version's own state is not what a request starts from.
+enum class Miss {
+  kNone,
+  kEvicted,     // it left: the budget, or the tenant's quota
+  kHistory,     // newer versions took its place
+  kNotMade,     // the turn was committed before anything of it was computed
+  kModel,       // another model made it
+  kEmptyInput,  // it has consumed all tokens, and without input one is needed to go on from
+};
+// "evicted", "history", "not_made", "model", "empty_input"; none: empty.
+const char* MissName(Miss miss);
+
 struct LeaseRequest {
   ConversationKey key;
   ModelTag model = {};
@@ -146,7 +158,7 @@ struct Lease {
   std::vector<int32_t> pending;     // tokens of the conversation from snapshot->consumed on
   int64_t tokens = 0;               // of the conversation at base
   std::vector<int32_t> all_tokens;  // those, when asked for
-  bool rebuilt = false;             // base's own snapshot was gone: pending holds whole turns
+  Miss miss = Miss::kNone;          // else it is not base's own snapshot: pending holds whole turns
   // Stands before the turn: `tokens` and all that follows from them are its. The commit makes it a
   // version of its own. Base is 0 then.
   std::shared_ptr<const PromptState> prompt;

@@ -88,7 +88,7 @@ TEST_F(StoreTest, LeaseHoldsSnapshotAndPendingTokens) {
   EXPECT_EQ(lease.tokens, 6);
   EXPECT_EQ(lease.snapshot->consumed, 5);
   EXPECT_THAT(lease.pending, ElementsAre(21));
-  EXPECT_FALSE(lease.rebuilt);
+  EXPECT_EQ(lease.miss, Miss::kNone);
   EXPECT_THAT(lease.last_tokens, ElementsAre(10, 11, 11, 20, 21, 21));
   store->Release(lease, "r", "CANCELLED");
   EXPECT_EQ(store->Get(Key("c"))->last_end, "CANCELLED");
@@ -130,7 +130,7 @@ TEST_F(StoreTest, AnotherModelsStatesAreNotUsed) {
   Turn("c", 10);
   const Lease lease = *store->Peek({.key = Key("c"), .model = {kModel + 1, 1}});
   EXPECT_EQ(lease.snapshot, nullptr);
-  EXPECT_TRUE(lease.rebuilt);
+  EXPECT_EQ(lease.miss, Miss::kModel);
   EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
 }
 
@@ -144,7 +144,7 @@ TEST_F(StoreTest, AtLeastOnePendingTakesAnOlderState) {
   const Lease again = *Peek("c", std::nullopt, Pending::kAtLeastOne);
   EXPECT_EQ(again.snapshot->consumed, 2);
   EXPECT_THAT(again.pending, ElementsAre(11, 20, 21));
-  EXPECT_TRUE(again.rebuilt);
+  EXPECT_EQ(again.miss, Miss::kEmptyInput);
 }
 
 TEST_F(StoreTest, Refusals) {
@@ -203,9 +203,27 @@ TEST_F(StoreTest, LeastRecentlyUsedSnapshotsGoFirst) {
   EXPECT_LE(store->gauges().snapshot_bytes, options.budget_bytes);
   const Lease lease = *Peek("b");
   EXPECT_EQ(lease.snapshot, nullptr);
-  EXPECT_TRUE(lease.rebuilt);
+  EXPECT_EQ(lease.miss, Miss::kEvicted);
   EXPECT_THAT(lease.pending, ElementsAre(10, 11, 11));
   EXPECT_EQ(store->gauges().misses, 1);
+}
+
+TEST_F(StoreTest, WhyAStateIsNotThereStaysKnown) {
+  ConversationStoreOptions options;
+  options.budget_bytes = 2 * State(0)->bytes();
+  Make(options);
+  Turn("c", 10);
+  Turn("d", 10);
+  Turn("d", 20);  // c's has left
+  EXPECT_EQ(Peek("c", 1)->miss, Miss::kEvicted);
+  Turn("c", 30);  // within its history it would have been kept
+  EXPECT_EQ(Peek("c", 1)->miss, Miss::kEvicted);
+  EXPECT_EQ(store->Fork(Key("c"), 1, 1, {"copy"})->size(), 1u);
+  EXPECT_EQ(Peek("copy")->miss, Miss::kEvicted);
+  // Committed without a state: nothing of the turn was computed.
+  const Lease lease = *Acquire("e", true);
+  ASSERT_TRUE(store->Commit(lease, {1}, {}, nullptr, "cancelled", "r").ok());
+  EXPECT_EQ(Peek("e")->miss, Miss::kNotMade);
 }
 
 TEST_F(StoreTest, NewestVersionsKeepTheirStates) {
@@ -218,6 +236,7 @@ TEST_F(StoreTest, NewestVersionsKeepTheirStates) {
   EXPECT_EQ(store->gauges().snapshot_bytes, 2 * State(0)->bytes());
   // An old version is rebuilt from the tokens of its ancestors.
   EXPECT_THAT(Peek("c", 2)->pending, ElementsAre(0, 1, 1, 10, 11, 11));
+  EXPECT_EQ(Peek("c", 2)->miss, Miss::kHistory);
   // A version after a kept one is rebuilt from that.
   Turn("c", 70, 2, 3);
   EXPECT_EQ(Peek("c", 6)->snapshot->consumed, 11);

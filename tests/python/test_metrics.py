@@ -37,7 +37,7 @@ def use_everything(client):
     client.generate("a secret prompt " * 40, conversation=conversation, create_if_missing=True, max_tokens=4)
     for i in range(3):
         client.generate(f"turn {i}", conversation=conversation, request_id=f"request-{conversation}-{i}")
-    client.generate("again", conversation=conversation, base_version=1)  # its state was evicted
+    client.generate("again", conversation=conversation, base_version=1)  # its state was not kept: conversations.history
     request_id = fresh_id()
     running = Running(client.stream("x", max_tokens=ENDLESS, request_id=request_id))
     side = client.stream("y" * 500, max_tokens=4)  # prefill beside decode
@@ -58,7 +58,8 @@ def test_steps_calls_and_refusals_are_counted_without_ids(start, pb):
     values = series(text)
     for phase in ["decode", "prefill", "mixed"]:
         assert values[f'skein_step_duration_seconds_count{{model="tiny",phase="{phase}"}}'] > 0
-    assert values['skein_state_cache_misses_total{model="tiny",reason="evicted"}'] == 1
+    missed = {k.split('reason="')[1].split('"')[0]: v for k, v in values.items() if "state_cache_misses_total" in k}
+    assert missed == {"evicted": 0, "history": 1, "not_made": 0, "model": 0, "empty_input": 0}
     assert values['skein_admission_rejections_total{model="tiny",reason="CONVERSATION_NOT_FOUND"}'] == 1
     handled = {k: v for k, v in values.items() if k.startswith("grpc_server_handled_total")}
     refused = [v for k, v in handled.items() if 'grpc_code="NOT_FOUND"' in k and 'grpc_method="Generate"' in k]

@@ -102,11 +102,14 @@ TEST_F(MetricsTest, StatesThatMove) {
   report.to_host = {absl::Milliseconds(3), absl::Milliseconds(4)};
   report.to_device = {absl::Milliseconds(5)};
   model->OnRequestDone(report);
+  EXPECT_EQ(Value("skein_state_cache_misses_total{model=\"m\",reason=\"evicted\"}"), 0);
   report.restored_from = "tokens";
+  report.missed = "model";
   report.parkings = 0;
   model->OnRequestDone(report);
   EXPECT_EQ(Value("skein_state_cache_hits_total{model=\"m\",tier=\"host\"}"), 1);
-  EXPECT_EQ(Value("skein_state_cache_misses_total{model=\"m\",reason=\"evicted\"}"), 1);
+  EXPECT_EQ(Value("skein_state_cache_misses_total{model=\"m\",reason=\"model\"}"), 1);
+  EXPECT_EQ(Value("skein_state_cache_misses_total{model=\"m\",reason=\"evicted\"}"), 0);
   EXPECT_EQ(Value("skein_state_restores_total{from=\"tokens\",model=\"m\"}"), 1);
   EXPECT_EQ(Value("skein_state_evictions_total{from=\"device\",model=\"m\",to=\"host\"}"), 1);
   EXPECT_EQ(Value("skein_state_transfer_seconds_count{direction=\"to_device\",model=\"m\"}"), 4);

@@ -276,7 +276,7 @@ TEST_F(ModelTest, AnotherModelFailsOrRebuilds) {
   EXPECT_FALSE(store->Get({"", "c"})->busy);
   const Lease lease = *store->Acquire(By(4, OnModelMismatch::kRebuild));
   EXPECT_EQ(lease.snapshot, nullptr);
-  EXPECT_TRUE(lease.rebuilt);
+  EXPECT_EQ(lease.miss, Miss::kModel);
   EXPECT_THAT(lease.pending, ElementsAre(7, 8));
   ASSERT_TRUE(store->Commit(lease, {7}, {8}, State(3, 4), "stop", "r").ok());
   EXPECT_EQ(store->Get({"", "c"})->model_fingerprint, 4u);

@@ -77,7 +77,7 @@ TEST_F(PromptVersionsTest, ALaterConversationBringsBackWhatWasEvicted) {
   EXPECT_FALSE(store->History({"", "c"})->at(0).has_state);
   const auto rebuilt = store->Acquire(Want("c"));
   EXPECT_THAT(rebuilt->pending, ElementsAre(5, 6, 7));
-  EXPECT_TRUE(rebuilt->rebuilt);
+  EXPECT_EQ(rebuilt->miss, Miss::kEvicted);
   ASSERT_TRUE(Create("d", prompt).ok());
   EXPECT_TRUE(store->History({"", "d"})->at(0).has_state);
   EXPECT_EQ(store->gauges().snapshot_bytes, kSnapshot);
