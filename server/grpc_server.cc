@@ -10,11 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/base/mutex_checks.h"
-#include "google/protobuf/stubs/logging.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "server/dispatcher.h"
+#include "server/quiet_protobuf.h"
 
 namespace skein::server {
 namespace {
@@ -102,7 +102,7 @@ ConnectionLimits LimitsOf(const ServerConfig& config) {
 void InitGrpc() {
   base::LeaveOutMutexChecks();
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // we report errors ourselves
-  google::protobuf::SetLogHandler(nullptr);
+  QuietProtobuf();
   grpc::EnableDefaultHealthCheckService(false);  // health_service.h
 }
 

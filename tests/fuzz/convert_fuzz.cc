@@ -3,11 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "google/protobuf/stubs/logging.h"
+#include "server/quiet_protobuf.h"
 #include "tests/fuzz/requests.h"
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  google::protobuf::SetLogHandler(nullptr);  // as skeind does
+  skein::server::QuietProtobuf();  // as skeind does
   return 0;
 }
 

@@ -10,8 +10,8 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
-#include "google/protobuf/stubs/logging.h"
 #include "server/access.h"
+#include "server/quiet_protobuf.h"
 
 namespace skein::server {
 namespace {
@@ -33,7 +33,7 @@ TEST(Requests, EveryRpcIsFuzzed) {
 }
 
 TEST(Requests, TheFuzzersInputsAreTaken) {
-  const google::protobuf::LogSilencer silence;
+  QuietProtobuf();
   std::set<size_t> met;
   for (const auto& entry : std::filesystem::directory_iterator("tests/fuzz/corpus/convert")) {
     std::ifstream file(entry.path(), std::ios::binary);

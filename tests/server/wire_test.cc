@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "google/protobuf/stubs/logging.h"
+#include "server/quiet_protobuf.h"
 #include "skein/v1/generation.pb.h"
 
 namespace skein::server {
@@ -37,7 +37,7 @@ TEST(Wire, RoundTrip) {
 }
 
 TEST(Wire, NamesTheFieldThatIsNotUtf8) {
-  const google::protobuf::LogSilencer silence;
+  QuietProtobuf();
   GenerateRequest request;
   request.set_conversation_id("c");
   for (const char* content : {"fine", "BAD"}) {
@@ -73,7 +73,7 @@ TEST(Wire, LeadingString) {
 }
 
 TEST(Wire, SaysWhenItIsNoMessage) {
-  const google::protobuf::LogSilencer silence;
+  QuietProtobuf();
   GenerateRequest request;
   for (const std::string& bytes :
        {std::string("\x0a\xff\xff\xff", 4), std::string("\x0a\x05hi", 4), std::string("\x07"),
@@ -87,7 +87,7 @@ TEST(Wire, SaysWhenItIsNoMessage) {
 // Every prefix and every single changed byte of a real request: parsed or refused, never anything
 // else.
 TEST(Wire, SurvivesDamage) {
-  const google::protobuf::LogSilencer silence;
+  QuietProtobuf();
   GenerateRequest request;
   request.mutable_messages()->add_messages()->set_content("héllo");
   request.mutable_stopping()->add_stop_strings("\n\nUser");
