@@ -122,7 +122,7 @@ void AddEngine(YamlSchema* s, EngineConfig* e) {
   s->Add("engine.max_prefill_chunk", &e->max_prefill_chunk, Ints(1, 65536),
          "prompt tokens of one request in one step");
   s->AddSeconds("engine.target_inter_token", &e->target_inter_token_seconds, Reals(0.001, 60),
-                "prompts are cut so that a step takes no longer than this");
+                "prompts are cut so that steps with answers in them keep to this, if they can");
   s->Add("engine.output_shards", &e->output_shards, Ints(1, 64), "threads that write answers");
   s->Add("engine.max_parked", &e->max_parked, Ints(0, 1 << 20),
          "requests that run but lent their slot; 0: twice the slots");
