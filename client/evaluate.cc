@@ -19,7 +19,9 @@
 namespace skein::client {
 namespace {
 
-constexpr size_t kTokenizeBytes = size_t{1} << 20;  // of one Tokenize call
+// Of one Tokenize call. Where each byte is a token the answer is six times as long, and 4 MiB are
+// the most.
+constexpr size_t kTokenizeBytes = size_t{512} << 10;
 constexpr int kBarWidth = 24;
 
 struct Options {

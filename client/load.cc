@@ -15,9 +15,11 @@
 namespace skein::client {
 namespace {
 
-constexpr double kForever = 1e8;       // seconds
-constexpr double kRedraw = 0.2;        // of the progress line
-constexpr size_t kMostText = 1 << 20;  // bytes of a text file that prompts are cut from
+constexpr double kForever = 1e8;  // seconds
+constexpr double kRedraw = 0.2;   // of the progress line
+// Bytes of a text file that prompts are cut from. Where each byte is a token the answer of Tokenize
+// is six times as long, and 4 MiB are the most.
+constexpr size_t kMostText = 512 << 10;
 
 constexpr char kFooter[] =
     "Examples:\n"

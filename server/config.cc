@@ -152,7 +152,7 @@ void AddLimits(YamlSchema* s, LimitsConfig* l) {
               "of one Tokenize request");
   s->Add("limits.detokenize_ids", &l->detokenize_ids, Ints(1, 1 << 30),
          "of one Detokenize request");
-  s->Add("limits.forks", &l->forks, Ints(1, 65536), "copies made by one Fork request");
+  s->Add("limits.forks", &l->forks, Ints(1, 4096), "copies made by one Fork request");
   s->Add("limits.outbox_tokens", &l->outbox_tokens, Ints(1, 1 << 20),
          "tokens kept for a slow reader before its request is paused");
   s->AddSeconds("limits.outbox_age", &l->outbox_age_seconds, Reals(0.1, 86400),

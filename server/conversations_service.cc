@@ -11,9 +11,11 @@
 namespace skein::server {
 namespace {
 
-// Of one answer of Get, at most about that and one version: it has to fit in what clients receive
-// (4 MiB by default). Each is told as an id and as text.
+// Of one answer of Get at most, but for one version: what is looked at for it.
 constexpr int64_t kHistoryTokens = 100000;
+// What its versions have of kMaxAnswerBytes; the conversation has the rest.
+constexpr size_t kHistoryBytes = kMaxAnswerBytes - (size_t{64} << 10);
+constexpr size_t kFieldBytes = 8;  // at most, of a version's tag and length
 
 engine::ConversationKey KeyOf(const Call& call, const std::string& id) {
   return {call.principal().tenant, id};
@@ -79,8 +81,17 @@ absl::Status ConversationsService::AddHistory(const engine::ConversationKey& key
                                               int32_t size, v1::Conversation* response) const {
   SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(response->model()));
   SKEIN_ASSIGN_OR_RETURN(const auto versions, store().History(key, after, size, kHistoryTokens));
+  size_t bytes = 0;
   for (const engine::VersionInfo& version : versions) {
-    *response->add_versions() = model.converter().ToProto(version);
+    v1::Version shown = model.converter().ToProto(version);
+    if (shown.ByteSizeLong() + kFieldBytes > kHistoryBytes) {
+      // The ids fit: limits.prompt_tokens and limits.max_tokens bound them.
+      shown.clear_input();
+      shown.clear_output();
+    }
+    bytes += shown.ByteSizeLong() + kFieldBytes;
+    if (bytes > kHistoryBytes && response->versions_size() > 0) break;
+    *response->add_versions() = std::move(shown);
     after = version.id;
   }
   SKEIN_ASSIGN_OR_RETURN(const auto more, store().History(key, after, 1, 1));

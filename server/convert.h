@@ -63,8 +63,9 @@ class Converter {
   // request's `model` has been resolved to this one.
   absl::StatusOr<GenerateCommand> ToEngine(const v1::GenerateRequest& in) const;
   absl::StatusOr<ScoreCommand> ToEngine(const v1::ScoreRequest& in) const;
-  absl::StatusOr<std::vector<int32_t>> Tokenize(const v1::TokenizeRequest& in) const;
-  absl::StatusOr<std::string> Detokenize(const v1::DetokenizeRequest& in) const;  // bytes
+  // INVALID_ARGUMENT also of what would make a larger answer than kMaxAnswerBytes.
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& in) const;
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& in) const;
 
   v1::Version ToProto(const engine::VersionInfo& version) const;
 
@@ -78,12 +79,16 @@ class Converter {
   absl::StatusOr<std::vector<int32_t>> FromIds(const v1::TokenIds& in,
                                                absl::string_view field) const;
   absl::Status CheckLength(const std::vector<int32_t>& tokens, absl::string_view field) const;
+  absl::StatusOr<std::vector<int32_t>> ToTokens(const v1::TokenizeRequest& in) const;
   template <typename Proto>
   absl::StatusOr<Input> FromInput(const Proto& in, engine::Thinking thinking) const;
 
   const ServerConfig& config_;
   const ServedModel& model_;
 };
+
+// What clients receive by default: no answer, and no message of a stream, is larger.
+inline constexpr size_t kMaxAnswerBytes = size_t{4} << 20;
 
 inline constexpr size_t kMaxRequestId = 128;
 inline constexpr size_t kMaxConversationId = 256;

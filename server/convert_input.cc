@@ -41,13 +41,23 @@ absl::StatusOr<std::vector<engine::Message>> ToMessages(const v1::Messages& in,
   return messages;
 }
 
+const char* FieldOf(const v1::TokenizeRequest& in) {
+  return in.has_text() ? "text" : in.has_bytes() ? "bytes" : "messages";
+}
+
 void CheckBytes(const v1::TokenizeRequest& in, int64_t limit, FieldViolations* bad) {
-  const char* field = in.has_text() ? "text" : in.has_bytes() ? "bytes" : "messages";
   size_t bytes = in.has_text() ? in.text().size() : in.has_bytes() ? in.bytes().size() : 0;
   for (const v1::Message& message : in.messages().messages()) bytes += message.content().size();
   if (bytes <= static_cast<size_t>(limit)) return;
-  bad->Add(field,
+  bad->Add(FieldOf(in),
            absl::StrCat("has ", bytes, " bytes; at most ", limit, " (limits.tokenize_bytes)"));
+}
+
+// `bytes` of an answer, or of a part of it, to what `field` asks for.
+absl::Status CheckAnswer(size_t bytes, absl::string_view field) {
+  if (bytes <= kMaxAnswerBytes) return absl::OkStatus();
+  return BadField(field, absl::StrCat("makes an answer of more than ", kMaxAnswerBytes,
+                                      " bytes, which is what clients receive; send it in pieces"));
 }
 
 }  // namespace
@@ -121,7 +131,7 @@ template absl::StatusOr<Converter::Input> Converter::FromInput(const v1::Generat
 template absl::StatusOr<Converter::Input> Converter::FromInput(const v1::ScoreRequest&,
                                                                engine::Thinking) const;
 
-absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeRequest& in) const {
+absl::StatusOr<std::vector<int32_t>> Converter::ToTokens(const v1::TokenizeRequest& in) const {
   FieldViolations bad;
   CheckBytes(in, config_.limits.tokenize_bytes, &bad);
   const engine::Thinking thinking = TakeThinking(in, &bad);
@@ -141,17 +151,34 @@ absl::StatusOr<std::vector<int32_t>> Converter::Tokenize(const v1::TokenizeReque
   return BadField("input", "set one of text, bytes, messages");
 }
 
-absl::StatusOr<std::string> Converter::Detokenize(const v1::DetokenizeRequest& in) const {
+absl::StatusOr<v1::TokenizeResponse> Converter::Tokenize(const v1::TokenizeRequest& in) const {
+  SKEIN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ToTokens(in));
+  v1::TokenizeResponse out;
+  out.mutable_ids()->Add(ids.begin(), ids.end());
+  for (const int32_t id : ids) {
+    const absl::string_view piece = model_.tokenizer->Bytes(id);
+    out.add_pieces(piece.data(), piece.size());
+  }
+  SKEIN_RETURN_IF_ERROR(CheckAnswer(out.ByteSizeLong(), FieldOf(in)));
+  return out;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Converter::Detokenize(
+    const v1::DetokenizeRequest& in) const {
   FieldViolations bad;
   CheckCount(in.ids_size(), config_.limits.detokenize_ids, "ids", &bad);
   CheckTokenIds(in.ids(), model_.V, "ids", &bad);
   if (!bad.empty()) return bad.ToStatus();
-  std::string bytes;
-  for (int32_t id : in.ids()) {
+  v1::DetokenizeResponse out;
+  for (const int32_t id : in.ids()) {
     const absl::string_view piece = model_.tokenizer->Bytes(id);
-    bytes.append(piece.data(), piece.size());
+    out.mutable_bytes()->append(piece.data(), piece.size());
+    // At once: a few bytes of an id may stand for hundreds.
+    SKEIN_RETURN_IF_ERROR(CheckAnswer(out.bytes().size(), "ids"));
   }
-  return bytes;
+  out.set_text(ToUtf8(out.bytes()));
+  SKEIN_RETURN_IF_ERROR(CheckAnswer(out.ByteSizeLong(), "ids"));
+  return out;
 }
 
 }  // namespace skein::server

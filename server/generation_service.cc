@@ -158,12 +158,7 @@ void GenerationService::Tokenize(Call call, const Bytes& in) {
       std::move(call), in,
       [this](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
-        SKEIN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, model.converter().Tokenize(request));
-        for (int32_t id : ids) {
-          const absl::string_view piece = model.tokenizer().Bytes(id);
-          response->add_ids(id);
-          response->add_pieces(piece.data(), piece.size());
-        }
+        SKEIN_ASSIGN_OR_RETURN(*response, model.converter().Tokenize(request));
         return absl::OkStatus();
       });
 }
@@ -174,9 +169,7 @@ void GenerationService::Detokenize(Call call, const Bytes& in) {
       [this](const v1::DetokenizeRequest& request,
              v1::DetokenizeResponse* response) -> absl::Status {
         SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(request.model()));
-        SKEIN_ASSIGN_OR_RETURN(const std::string bytes, model.converter().Detokenize(request));
-        response->set_bytes(bytes);
-        response->set_text(ToUtf8(bytes));
+        SKEIN_ASSIGN_OR_RETURN(*response, model.converter().Detokenize(request));
         return absl::OkStatus();
       });
 }

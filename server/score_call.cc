@@ -4,11 +4,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 
 namespace skein::server {
 namespace {
 
 constexpr size_t kAtOnce = 8;  // continuations of one call in the engine
+// Tokens of one message: a long continuation's answer comes in pieces that any client takes.
+constexpr size_t kAnswerTokens = 2048;
 
 std::string PartId(const std::string& id, size_t part) { return absl::StrCat(id, "#score", part); }
 std::string PromptId(const std::string& id) { return absl::StrCat(id, "#prompt"); }
@@ -136,13 +139,14 @@ void ScoreCall::OnScores(size_t part, const engine::ScoreEvent& event) {
   r.greedy.insert(r.greedy.end(), event.greedy.begin(), event.greedy.end());
 }
 
-v1::ScoreResponse ScoreCall::Answer(size_t part, const Result& r) const {
+void ScoreCall::PushAnswer(size_t part) {
   const std::vector<int32_t>& tokens = command_.continuations[part];
-  v1::ScoreResponse response;
-  response.set_index(static_cast<int32_t>(part));
+  const Result& r = results_[part];
+  SKEIN_CHECK(r.logprobs.size() == tokens.size());
   double total = 0;
   bool all_greedy = true;
-  for (size_t i = 0; i < std::min(tokens.size(), r.logprobs.size()); ++i) {
+  v1::ScoreResponse response;
+  for (size_t i = 0; i < tokens.size(); ++i) {
     v1::ScoredToken* token = response.add_tokens();
     const absl::string_view bytes = model_.tokenizer().Bytes(tokens[i]);
     token->set_id(tokens[i]);
@@ -151,10 +155,16 @@ v1::ScoreResponse ScoreCall::Answer(size_t part, const Result& r) const {
     token->set_is_greedy(r.greedy[i] != 0);
     total += r.logprobs[i];
     all_greedy = all_greedy && r.greedy[i] != 0;
+    const bool last = i + 1 == tokens.size();
+    if (!last && response.tokens_size() < static_cast<int>(kAnswerTokens)) continue;
+    response.set_index(static_cast<int32_t>(part));
+    if (last) {
+      response.set_total_logprob(total);
+      response.set_is_greedy(all_greedy);
+    }
+    in_outbox_.push_back(response.tokens_size());
+    Apply(outbox_.Push(std::exchange(response, {})));
   }
-  response.set_total_logprob(total);
-  response.set_is_greedy(all_greedy);
-  return response;
 }
 
 void ScoreCall::OnPartDone(size_t part) {
@@ -166,7 +176,7 @@ void ScoreCall::OnPartDone(size_t part) {
     unsent_ += TokensOf(part);
     // Pushed under the lock: two shards may end parts at once, and the order must hold.
     while (!stopped_ && sent_ < results_.size() && results_[sent_].done) {
-      Apply(outbox_.Push(Answer(sent_, results_[sent_])));
+      PushAnswer(sent_);
       results_[sent_] = Result();
       ++sent_;
     }
@@ -184,7 +194,8 @@ ScoreCall::Action ScoreCall::Written(bool ok) {
   if (!ok) return action;
   {
     absl::MutexLock lock(&mu_);
-    unsent_ -= TokensOf(written_++);
+    unsent_ -= in_outbox_.front();
+    in_outbox_.pop_front();
   }
   if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
   return action;

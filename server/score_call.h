@@ -44,9 +44,9 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   void OnPrompt(std::shared_ptr<const engine::ScorePrompt> prompt);
   void OnScores(size_t part, const engine::ScoreEvent& event);
   void OnPartDone(size_t part);
+  void PushAnswer(size_t part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnPartError(const absl::Status& status);
   void Stop();  // what still runs is cancelled
-  v1::ScoreResponse Answer(size_t part, const Result& result) const;
 
   const ModelUse model_;
   const std::string request_id_;
@@ -57,8 +57,9 @@ class ScoreCall final : public StreamCall<v1::ScoreResponse> {
   std::vector<Result> results_ ABSL_GUARDED_BY(mu_);
   size_t submitted_ ABSL_GUARDED_BY(mu_) = 0;
   size_t running_ ABSL_GUARDED_BY(mu_) = 0;
-  size_t sent_ ABSL_GUARDED_BY(mu_) = 0;     // given to the outbox
-  size_t written_ ABSL_GUARDED_BY(mu_) = 0;  // and by it to the transport
+  size_t sent_ ABSL_GUARDED_BY(mu_) = 0;  // given to the outbox
+  // Tokens of each message there that the transport has not taken yet.
+  std::deque<int64_t> in_outbox_ ABSL_GUARDED_BY(mu_);
   int64_t unsent_ ABSL_GUARDED_BY(mu_) = 0;  // tokens of those that are done and not written
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
   // Taken in for all continuations, until the last one has been submitted; null: each takes it in.

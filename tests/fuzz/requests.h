@@ -79,7 +79,16 @@ inline void CheckLimits(const ScoreCommand& command) {
   for (const auto& continuation : command.continuations) CheckIds(continuation);
 }
 
-inline void CheckLimits(const std::vector<int32_t>& ids) { CheckIds(ids); }
+inline void CheckLimits(const v1::TokenizeResponse& answer) {
+  CheckIds({answer.ids().begin(), answer.ids().end()});
+  SKEIN_CHECK(answer.pieces_size() == answer.ids_size());
+  SKEIN_CHECK(answer.ByteSizeLong() <= kMaxAnswerBytes);
+}
+
+inline void CheckLimits(const v1::DetokenizeResponse& answer) {
+  SKEIN_CHECK(answer.ByteSizeLong() <= kMaxAnswerBytes);
+}
+
 inline void CheckLimits(const std::string&) {}
 
 inline void CheckLimits(const engine::NewConversation& made) {

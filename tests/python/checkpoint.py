@@ -9,7 +9,7 @@ VOCABULARY = 257  # id 0 ends a document, id = byte + 1
 POISON = 0xFF  # the byte whose embedding is not a number, in write_poisoned_checkpoint
 
 
-def random_weights(layers=2, width=64, head_size=32, rank=16, seed=1):
+def random_weights(layers=2, width=64, head_size=32, rank=16, seed=1, vocabulary=VOCABULARY):
     rng = np.random.default_rng(seed)
     heads = width // head_size
 
@@ -23,8 +23,8 @@ def random_weights(layers=2, width=64, head_size=32, rank=16, seed=1):
         return normal(rows, columns, scale=columns**-0.5)
 
     weights = {
-        "emb.weight": normal(VOCABULARY, width, scale=0.5),
-        "head.weight": normal(VOCABULARY, width, scale=3 * width**-0.5),
+        "emb.weight": normal(vocabulary, width, scale=0.5),
+        "head.weight": normal(vocabulary, width, scale=3 * width**-0.5),
         "ln_out.weight": 1 + normal(width, scale=0.1),
         "ln_out.bias": normal(width, scale=0.1),
     }
@@ -78,6 +78,14 @@ def write_tiny_checkpoint(path, chat_template="rwkv", **shape):
         "skein.training_context": "128",
     }
     write_safetensors(path, random_weights(**shape), metadata)
+
+
+def write_words_checkpoint(path, words):
+    """With a vocabulary in the World format: the bytes as in the byte tokenizer, then these words."""
+    pieces = [bytes([byte]) for byte in range(256)] + list(words)
+    vocabulary = "".join(f"{i} {piece!r} {len(piece)}\n" for i, piece in enumerate(pieces, start=1))
+    write_safetensors(path, random_weights(vocabulary=len(pieces) + 1),
+                      {"skein.tokenizer": "world", "skein.vocabulary": vocabulary, "skein.chat_template": "rwkv"})
 
 
 def write_poisoned_checkpoint(path, **shape):

@@ -9,6 +9,7 @@
 #include "server/convert_control.h"
 #include "server/convert_conversations.h"
 #include "server/status.h"
+#include "tests/engine/fake_model.h"
 
 namespace skein::server {
 namespace {
@@ -202,6 +203,42 @@ TEST_F(ConvertTest, TextThatIsNotUtf8ComesAsReplacementCharacters) {
   EXPECT_EQ(converter_.ToProto(version).output(),
             "\xef\xbf\xbd"
             "a");
+}
+
+// A few bytes of ids may stand for megabytes, and each byte of a text may be a token.
+TEST_F(ConvertTest, NoAnswerIsLargerThanClientsReceive) {
+  const engine::WordTokenizer words({std::string(128, ' '), std::string(128, '\xff')});
+  model_.tokenizer = &words;
+  model_.V = words.vocab_size();
+  const auto detokenize = [&](int32_t id, int n) {
+    v1::DetokenizeRequest in;
+    in.mutable_ids()->Resize(n, id);
+    return converter_.Detokenize(in);
+  };
+  const auto tokenize = [&](size_t bytes) {
+    v1::TokenizeRequest in;
+    in.set_bytes(std::string(bytes, 'x'));
+    return converter_.Tokenize(in);
+  };
+  // As bytes and as text: 2 * 128 for each id, and 4 * 128 where no byte is UTF-8.
+  ASSERT_TRUE(detokenize(257, 16000).ok());
+  EXPECT_EQ(detokenize(257, 16000)->text(), std::string(16000 * 128, ' '));
+  ASSERT_TRUE(detokenize(258, 8000).ok());
+  EXPECT_LE(detokenize(258, 8000)->ByteSizeLong(), kMaxAnswerBytes);
+  constexpr char kDetokenize[] =
+      "ids: makes an answer of more than 4194304 bytes, which is what clients receive; send it in "
+      "pieces";
+  for (const auto& [id, n] :
+       {std::pair(257, 17000), std::pair(257, 1 << 18), std::pair(258, 8300)}) {
+    EXPECT_EQ(detokenize(id, n).status().message(), kDetokenize) << id << " " << n;
+    EXPECT_TRUE(absl::IsInvalidArgument(detokenize(id, n).status()));
+  }
+  // Four bytes for each.
+  ASSERT_TRUE(tokenize((1 << 20) - 8).ok());
+  EXPECT_LE(tokenize((1 << 20) - 8)->ByteSizeLong(), kMaxAnswerBytes);
+  EXPECT_EQ(tokenize(1 << 20).status().message(),
+            "bytes: makes an answer of more than 4194304 bytes, which is what clients receive; "
+            "send it in pieces");
 }
 
 TEST_F(ConvertTest, TimesKeepTheirSign) {
