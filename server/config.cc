@@ -195,7 +195,7 @@ void AddConversations(YamlSchema* s, ConversationsConfig* c) {
               "host memory for token ids, beyond it new turns are refused; 0: a sixteenth of the "
               "memory");
   s->Add("conversations.history", &c->history, Ints(1, 1024),
-         "newest versions of a conversation that keep their state");
+         "versions of a conversation that keep their state, the head's branch first");
   s->Add("conversations.max", &c->max, Ints(1, 1 << 30), "conversations kept");
   s->AddSeconds("conversations.ttl", &c->ttl_seconds, Reals(0, 1e9),
                 "not used for this long, a conversation goes; 0: never");

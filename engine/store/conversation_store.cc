@@ -1,6 +1,7 @@
 #include "engine/store/conversation_store.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -248,7 +249,7 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   conversation.ttl = lease.ttl.value_or(conversation.ttl);
   conversation.last_request_id = std::string(request_id);
   conversation.last_end = std::string(finish_reason);
-  KeepNewestStates(&conversation, &garbage);
+  KeepStates(&conversation, &garbage);
   ShrinkToQuota(&tenant, lease.quotas, &garbage);
   Use(&*it);
   Schedule(&*it);
@@ -256,14 +257,29 @@ absl::StatusOr<int64_t> ConversationStore::Impl::Commit(
   return id;
 }
 
-void ConversationStore::Impl::KeepNewestStates(Conversation* conversation, Garbage* garbage) {
-  int32_t kept = 0;
+// The head's own branch first, from its end: that is where users regenerate and edit, and other
+// branches are soon made again of it. Then the newest of those.
+void ConversationStore::Impl::KeepStates(Conversation* conversation, Garbage* garbage) {
+  int32_t room = options_.history;
+  std::set<int64_t> kept;
+  for (int64_t id = conversation->head; id != 0 && room > 0;) {
+    const Version& version = conversation->versions.at(id);
+    if (version.has_state()) {
+      kept.insert(id);
+      --room;
+    }
+    id = version.parent;
+  }
   for (auto it = conversation->versions.rbegin(); it != conversation->versions.rend(); ++it) {
-    if (it->second.cell == nullptr) continue;
-    if (it->second.has_state() && ++kept <= options_.history) continue;
-    it->second.gone = it->second.has_state() ? Miss::kHistory : Miss::kEvicted;
-    cache_.Drop(it->second.cell, garbage);
-    it->second.cell = nullptr;
+    auto& [id, version] = *it;
+    if (version.cell == nullptr || kept.contains(id)) continue;
+    if (version.has_state() && room > 0) {
+      --room;
+      continue;
+    }
+    version.gone = version.has_state() ? Miss::kHistory : Miss::kEvicted;
+    cache_.Drop(version.cell, garbage);
+    version.cell = nullptr;
   }
 }
 

@@ -118,8 +118,7 @@ class ConversationStore::Impl {
   static int64_t PromptBytes(const std::shared_ptr<const PromptState>& prompt);
   Lease MakeLease(const Entry& entry, int64_t base, const LeaseRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void KeepNewestStates(Conversation* conversation, Garbage* garbage)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void KeepStates(Conversation* conversation, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // wait_for_conversation.cc
   // Somebody left the line, or came: unless the conversation is busy, it is the next one's.

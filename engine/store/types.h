@@ -92,7 +92,8 @@ struct ConversationStoreOptions {
                          << 30;  // snapshots in host memory; beyond it the least recently used go
   int64_t token_budget_bytes = int64_t{256}
                                << 20;  // token ids of all versions; beyond it: RESOURCE_EXHAUSTED
-  int32_t history = 4;                 // newest versions of a conversation that keep a snapshot
+  int32_t history = 4;  // versions of a conversation that keep a snapshot: of the head's branch the
+                        // last ones, then the newest others
   int32_t max_conversations = 100000;
   absl::Duration ttl = absl::InfiniteDuration();  // of conversations made without their own
   int32_t max_waiting = 16;                       // requests in the line of one conversation

@@ -53,6 +53,16 @@ struct StoreTest : ::testing::Test {
     EXPECT_TRUE(version.ok()) << version.status();
     return *version;
   }
+  // Versions that have one.
+  std::vector<int64_t> WithState(const std::string& id) {
+    const auto history = store->History(Key(id));
+    EXPECT_TRUE(history.ok());
+    std::vector<int64_t> versions;
+    for (const VersionInfo& v : *history) {
+      if (v.has_state) versions.push_back(v.id);
+    }
+    return versions;
+  }
   std::unique_ptr<ConversationStore> store;
 };
 
@@ -224,6 +234,38 @@ TEST_F(StoreTest, WhyAStateIsNotThereStaysKnown) {
   const Lease lease = *Acquire("e", true);
   ASSERT_TRUE(store->Commit(lease, {1}, {}, nullptr, "cancelled", "r").ok());
   EXPECT_EQ(Peek("e")->miss, Miss::kNotMade);
+}
+
+TEST_F(StoreTest, RegeneratingKeepsWhatItStartsFrom) {
+  for (const int32_t history : {2, 4}) {
+    ConversationStoreOptions options;
+    options.history = history;
+    Make(options);
+    for (int i = 0; i < 3; ++i) Turn("c", 10 * i);
+    for (int i = 0; i < 5; ++i) {
+      EXPECT_FALSE(Peek("c", 2)->miss.has_value()) << "history " << history << ", regeneration " << i;
+      Turn("c", 20, 2, 2);
+      EXPECT_LE(store->gauges().snapshot_bytes, history * State(0)->bytes());
+    }
+    // The head, what it goes on from, and where there is room the newest of the other answers:
+    // those that have none are made again of one turn.
+    EXPECT_EQ(WithState("c"),
+              history == 2 ? std::vector<int64_t>({2, 8}) : std::vector<int64_t>({1, 2, 7, 8}));
+    EXPECT_THAT(Peek("c", 5)->pending, ElementsAre(11, 20, 21, 21));
+    // An edit of the turn before.
+    EXPECT_EQ(Peek("c", 1)->miss.has_value(), history == 2);
+  }
+}
+
+TEST_F(StoreTest, ABranchThatIsLeftKeepsItsNewestStates) {
+  ConversationStoreOptions options;
+  options.history = 3;
+  Make(options);
+  for (int i = 0; i < 5; ++i) Turn("c", 10 * i);
+  Turn("c", 50, 2, 1);  // its base has none left
+  EXPECT_THAT(WithState("c"), ElementsAre(4, 5, 6));
+  Turn("c", 60);
+  EXPECT_THAT(WithState("c"), ElementsAre(5, 6, 7));
 }
 
 TEST_F(StoreTest, NewestVersionsKeepTheirStates) {

@@ -94,6 +94,20 @@ def test_rewind(client):
     assert details(error)["ErrorInfo"].reason == "VERSION_NOT_FOUND"
 
 
+def test_regenerating_costs_nothing_however_often(client):
+    conversation, _, second = two_turns(client)
+    for _ in range(5):
+        again = client.generate("two ", conversation=conversation, base_version=1)
+        assert again.ids == second.ids
+        assert again.started.restored_from in ("host", "device") and again.started.tokens_reused == 11
+    versions = client.history(conversation).versions
+    assert [v.id for v in versions if v.has_state] == [1, 5, 6, 7]  # conversations.history of them
+    # Another answer is made again of its own turn.
+    on = client.generate("three ", conversation=conversation, base_version=2)
+    assert on.started.restored_from == "tokens" and on.started.tokens_reused == 11
+    assert on.ids == client.generate("three ", conversation=conversation, base_version=7).ids
+
+
 def test_an_evicted_state_is_rebuilt_from_tokens(start, pb):
     from client import Client
 
