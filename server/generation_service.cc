@@ -124,8 +124,7 @@ void GenerationService::Score(Call call, const Bytes& in) {
   absl::StatusOr<ScoreCommand> command = model->converter().ToEngine(proto);
   if (!command.ok()) return Refuse(call, command.status(), proto.request_id());
 
-  auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command),
-                                            model->config().limits.outbox_tokens);
+  auto stream = std::make_shared<ScoreCall>(call, *model, *std::move(command));
   stream->Hold();
   if (absl::Status s = stream->Start(); !s.ok()) {
     stream->Release();

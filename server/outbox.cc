@@ -59,6 +59,7 @@ template <typename Event>
 typename Outbox<Event>::Action Outbox<Event>::Drop(absl::Status status) {
   const std::lock_guard lock(mu_);
   gate_.Drop(std::move(status));
+  pending_.clear();
   return Next();
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/status.h"
 
 namespace skein::server {
 namespace {
@@ -15,6 +16,11 @@ constexpr size_t kAnswerTokens = 2048;
 
 std::string PartId(const std::string& id, size_t part) { return absl::StrCat(id, "#score", part); }
 std::string PromptId(const std::string& id) { return absl::StrCat(id, "#prompt"); }
+
+absl::Status SlowReader() {
+  return base::MakeStatus(absl::StatusCode::kResourceExhausted, "SLOW_READER",
+                          "the client did not read its stream for too long");
+}
 
 }  // namespace
 
@@ -48,12 +54,13 @@ class ScoreCall::Prompt final : public engine::ScoreSink {
 };
 
 // The engine's ids are ours alone, so that they clash with no other request.
-ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command, int64_t max_unsent)
+ScoreCall::ScoreCall(Call call, ModelUse model, ScoreCommand command)
     : StreamCall(std::move(call)),
       model_(std::move(model)),
       request_id_(NewRequestId()),
       command_(std::move(command)),
-      max_unsent_(max_unsent),
+      max_unsent_(model_.config().limits.outbox_tokens),
+      patience_(absl::Seconds(model_.config().limits.outbox_age_seconds)),
       results_(command_.continuations.size()) {}
 
 absl::Status ScoreCall::Start() {
@@ -86,7 +93,7 @@ absl::Status ScoreCall::SubmitPrompt() {
 void ScoreCall::OnPrompt(std::shared_ptr<const engine::ScorePrompt> prompt) {
   {
     absl::MutexLock lock(&mu_);
-    prompt_ = std::move(prompt);
+    if (!stopped_) prompt_ = std::move(prompt);
   }
   if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
 }
@@ -112,6 +119,7 @@ engine::ScoreRequest ScoreCall::PartRequest(size_t part) const {
 absl::Status ScoreCall::SubmitMore() {
   // Under the lock, so that parts are taken in order; Submit never waits for a sink.
   absl::MutexLock lock(&mu_);
+  CheckPace();
   while (!stopped_ && running_ < kAtOnce && unsent_ < max_unsent_ &&
          submitted_ < command_.continuations.size()) {
     auto self = std::static_pointer_cast<ScoreCall>(shared_from_this());
@@ -130,6 +138,36 @@ absl::Status ScoreCall::SubmitMore() {
     more_to_come_ = nullptr;
   }
   return absl::OkStatus();
+}
+
+// What it depends on changes before SubmitMore alone: that submits nothing while the reader is
+// behind.
+void ScoreCall::CheckPace() {
+  const bool slow =
+      !stopped_ && unsent_ >= max_unsent_ && submitted_ < command_.continuations.size();
+  if (slow == (slow_ != nullptr)) return;
+  if (!slow) {
+    slow_ = nullptr;
+    return;
+  }
+  // The alarm is this call's, so it does not keep it; one that rings while it is taken back is
+  // known by its number.
+  slow_ = std::make_unique<grpc::Alarm>();
+  slow_->Set(absl::ToChronoTime(absl::Now() + patience_),
+             [weak = weak_from_this(), time = ++times_slow_](bool rang) {
+               const auto self = std::static_pointer_cast<ScoreCall>(weak.lock());
+               if (rang && self != nullptr) self->OnSlow(time);
+             });
+}
+
+void ScoreCall::OnSlow(int64_t time) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (slow_ == nullptr || time != times_slow_) return;
+  }
+  Action action = outbox_.Drop(SlowReader());
+  Stop();
+  Apply(std::move(action));
 }
 
 void ScoreCall::OnScores(size_t part, const engine::ScoreEvent& event) {
@@ -217,8 +255,12 @@ void ScoreCall::Stop() {
     absl::MutexLock lock(&mu_);
     if (stopped_) return;
     stopped_ = true;
-    more_to_come_ = nullptr;
     submitted = submitted_;
+    prompt_ = nullptr;
+    leave_ = nullptr;
+    more_to_come_ = nullptr;
+    slow_ = nullptr;
+    results_.assign(results_.size(), {});
   }
   model_.engine().Cancel(PromptId(request_id_), /*by_client=*/false);
   for (size_t part = 0; part < submitted; ++part) {

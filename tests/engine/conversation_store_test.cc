@@ -243,7 +243,7 @@ TEST_F(StoreTest, RegeneratingKeepsWhatItStartsFrom) {
     Make(options);
     for (int i = 0; i < 3; ++i) Turn("c", 10 * i);
     for (int i = 0; i < 5; ++i) {
-      EXPECT_FALSE(Peek("c", 2)->miss.has_value()) << "history " << history << ", regeneration " << i;
+      EXPECT_FALSE(Peek("c", 2)->miss != Miss::kNone) << "history " << history << ", regeneration " << i;
       Turn("c", 20, 2, 2);
       EXPECT_LE(store->gauges().snapshot_bytes, history * State(0)->bytes());
     }
@@ -253,7 +253,7 @@ TEST_F(StoreTest, RegeneratingKeepsWhatItStartsFrom) {
               history == 2 ? std::vector<int64_t>({2, 8}) : std::vector<int64_t>({1, 2, 7, 8}));
     EXPECT_THAT(Peek("c", 5)->pending, ElementsAre(11, 20, 21, 21));
     // An edit of the turn before.
-    EXPECT_EQ(Peek("c", 1)->miss.has_value(), history == 2);
+    EXPECT_EQ(Peek("c", 1)->miss != Miss::kNone, history == 2);
   }
 }
 

@@ -134,25 +134,57 @@ def test_info_tells_every_limit_of_requests(start, pb, tmp_path):
         {field_of[key]: value for key, value in values.items()} | {"max_message_bytes": 5000}
 
 
-def test_a_reader_that_never_reads_holds_the_scoring_up(start, pb):
-    """What it does not read is not computed: neither time nor memory go into answers for nobody."""
-    daemon = start({"limits.outbox_tokens": 64})
-    g, parts = pb.gen, 200
-    request = g.ScoreRequest(text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b" * 2000))] * parts)
-    # A small window, which does not grow: the transport takes little of what nobody reads.
-    channel = grpc.insecure_channel(daemon.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)])
+class Lazy:
+    """A Score of many parts whose answers nobody reads, once as much of it is computed as will be."""
 
-    def scored():
-        return series(scrape(daemon)).get('skein_prompt_tokens_total{model="tiny"}', 0) / 2001
+    PARTS, TOKENS = 200, 2000
 
-    with channel:
-        answers = Client(pb, channel).gen.Score(request, timeout=600)
-        next(answers)
+    def __init__(self, daemon, pb):
+        g = pb.gen
+        part = g.Continuation(text=g.Text(text="b" * self.TOKENS))
+        request = g.ScoreRequest(text=g.Text(text="a"), continuations=[part] * self.PARTS)
+        # A small window, which does not grow: the transport takes little of what nobody reads.
+        self.channel = daemon.new_channel([("grpc.http2.bdp_probe", 0)])
+        self.daemon = daemon
+        self.answers = Client(pb, self.channel).gen.Score(request, timeout=600)
+        next(self.answers)
         before, quiet = -1, 0
         while quiet < 10:
-            now = scored()
+            now = self.scored()
             quiet, before = quiet + 1 if now == before else 0, now
             time.sleep(0.1)
-        assert 1 <= before < parts / 2
-        assert len(list(answers)) == parts - 1  # once it reads, the rest comes
-    assert scored() == parts
+        assert 1 <= before < self.PARTS / 2
+
+    def scored(self):
+        return series(scrape(self.daemon)).get('skein_prompt_tokens_total{model="tiny"}', 0) / (self.TOKENS + 1)
+
+
+def test_a_reader_that_does_not_read_holds_the_scoring_up(start, pb):
+    """What it does not read is not computed: neither time nor memory go into answers for nobody."""
+    lazy = Lazy(start({"limits.outbox_tokens": 64, "limits.outbox_age": "600s"}), pb)
+    with lazy.channel:
+        assert len(list(lazy.answers)) == lazy.PARTS - 1  # once it reads, the rest comes
+    assert lazy.scored() == lazy.PARTS
+
+
+def test_a_reader_that_never_reads_loses_the_rest(start, pb):
+    lazy = Lazy(start({"limits.outbox_tokens": 64, "limits.outbox_age": "300ms"}), pb)
+    with lazy.channel:
+        def read():
+            for _ in lazy.answers:
+                time.sleep(0.1)  # still too slow
+        error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, read)
+    assert error.details() == "the client did not read its stream for too long"
+    found = details(error)
+    assert found["ErrorInfo"].reason == "SLOW_READER" and "RetryInfo" not in found
+    assert lazy.scored() < lazy.PARTS
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_sigterm(start, pb):
+    daemon = start({"limits.outbox_tokens": 64, "limits.outbox_age": "2s", "shutdown.drain": "600s"})
+    lazy = Lazy(daemon, pb)
+    daemon.terminate()
+    assert daemon.wait(timeout=60) == 0
+    with pytest.raises(grpc.RpcError):
+        list(lazy.answers)
+    lazy.channel.close()
