@@ -108,6 +108,13 @@ absl::StatusOr<std::shared_ptr<RequestControl>> RequestQueue::Reserve(absl::stri
 
 absl::Status RequestQueue::CheckRoom(const Quotas& quotas, const QueuePlace& place,
                                      absl::Time now) const {
+  if (place.tokens > max_tokens_) {
+    return base::WaitingDoesNotHelp(
+        MakeStatus(absl::StatusCode::kResourceExhausted, "QUEUE_TOKENS_FULL",
+                   absl::StrCat("the queue takes at most ", max_tokens_,
+                                " prompt tokens (limits.queued_tokens), and this request has ",
+                                place.tokens, "; send less at once")));
+  }
   if (waiting_ >= max_requests_) return Full();
   if (waiting_tokens_ + place.tokens > max_tokens_) {
     return MakeStatus(

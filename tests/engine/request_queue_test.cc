@@ -68,6 +68,7 @@ TEST(RequestQueue, RefusalsLeaveNothingBehind) {
   EXPECT_EQ(Reserve(&queue, "b", Place(7)), "QUEUE_TOKENS_FULL");
   ASSERT_EQ(Reserve(&queue, "b", Place(6)), "");
   EXPECT_EQ(Reserve(&queue, "c", Place(0)), "QUEUE_FULL");
+  EXPECT_EQ(Reserve(&queue, "c", Place(11)), "QUEUE_TOKENS_FULL");  // nor ever
   EXPECT_EQ(base::Reason(queue.CheckOpen("t", {})), "QUEUE_FULL");
   queue.Abandon("a", Place(4));
   EXPECT_TRUE(queue.CheckOpen("t", {}).ok());
@@ -77,6 +78,20 @@ TEST(RequestQueue, RefusalsLeaveNothingBehind) {
   queue.Stop();
   EXPECT_EQ(Reserve(&queue, "d", Place(0)), "DRAINING");
   EXPECT_EQ(base::Reason(queue.CheckOpen("t", {})), "DRAINING");
+}
+
+TEST(RequestQueue, WhatIsLargerThanTheQueueIsNotToldToWait) {
+  RequestQueue queue(2, 10);
+  ASSERT_EQ(Reserve(&queue, "a", Place(5)), "");
+  const auto waiting_helps = [&](int64_t tokens) {
+    QueuePlace place = Place(tokens);
+    const absl::Status status = queue.Reserve("b", {}, kStart, &place).status();
+    EXPECT_EQ(base::Reason(status), "QUEUE_TOKENS_FULL");
+    return !status.GetPayload(base::kNoRetryPayload).has_value();
+  };
+  EXPECT_TRUE(waiting_helps(6));
+  EXPECT_TRUE(waiting_helps(10));
+  EXPECT_FALSE(waiting_helps(11));
 }
 
 TEST(RequestQueue, ATenantHasItsQuota) {

@@ -25,11 +25,11 @@ def bad(name, change, message, field=None, reason="INVALID_FIELD"):
     return Row(name, generate(change), C.INVALID_ARGUMENT, reason, f"{field}: {message}", field=field)
 
 
-def score(n):
+def score(n, prompt="a", continuation="b"):
     def call(client, world):
         g = client.pb.gen
-        return client.gen.Score(g.ScoreRequest(text=g.Text(text="a"),
-                                               continuations=[g.Continuation(text=g.Text(text="b"))] * n), timeout=20)
+        return client.gen.Score(g.ScoreRequest(text=g.Text(text=prompt),
+                                               continuations=[g.Continuation(text=g.Text(text=continuation))] * n), timeout=20)
     return call
 
 
@@ -57,6 +57,8 @@ ROWS = [
     Row("prompt tokens wait", generate(text="y" * 60), C.RESOURCE_EXHAUSTED, "QUEUE_TOKENS_FULL",
         "the queue is full (60 prompt tokens wait, at most 100; this request has 60); try again later", retry=True,
         setup="long queue"),
+    Row("more prompt tokens than can ever wait", score(1, "y" * 60, "z" * 60), C.RESOURCE_EXHAUSTED, "QUEUE_TOKENS_FULL",
+        "the queue takes at most 100 prompt tokens (limits.queued_tokens), and this request has 120; send less at once"),
     Row("draining", generate(), C.UNAVAILABLE, "DRAINING", "the server is shutting down; try another one", retry=True,
         setup="draining"),
 
