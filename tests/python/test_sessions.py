@@ -50,6 +50,19 @@ def same_turn(a, b):
 
 # The same id again.
 
+def test_the_deadline_is_that_of_the_call_that_began(client):
+    """Who joins with more time left hears of it, and may send the request again."""
+    request_id = fresh_id()
+    fields = dict(request_id=request_id, max_tokens=ENDLESS)
+    running = Running(client.stream("x", timeout=5, **fields))
+    error = expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: client.stream("x", timeout=300, **fields))
+    assert error.details() == "the deadline passed before the request had ended"
+    assert expect_error(grpc.StatusCode.ABORTED, running.end).details() == "another stream reads this request now"
+    again = Running(client.stream("x", timeout=300, **fields))
+    assert cancel(client, request_id)
+    assert again.end().finished.reason == client.pb.gen.FINISH_REASON_CANCELLED
+
+
 @pytest.mark.parametrize("kind", ["stateless", "committed"])
 def test_an_ended_request_is_replayed_and_not_applied_twice(client, kind):
     request_id = fresh_id()
