@@ -71,19 +71,31 @@ void ConversationsService::Get(Call call, const Bytes& in) {
         SKEIN_ASSIGN_OR_RETURN(const engine::ConversationInfo info, store().Get(key));
         *response = Show(info);
         if (!command.history) return absl::OkStatus();
-        return AddHistory(key, command.after, command.size, response);
+        return AddHistory(key, TokenizerOf(info.vocabulary).get(), command, response);
       });
 }
 
-// With the tokenizer of the model that is served by default: a conversation outlives its model, and
-// the ids are told beside the text.
-absl::Status ConversationsService::AddHistory(const engine::ConversationKey& key, int64_t after,
-                                              int32_t size, v1::Conversation* response) const {
-  SKEIN_ASSIGN_OR_RETURN(const ModelUse model, services_.Use(response->model()));
-  SKEIN_ASSIGN_OR_RETURN(const auto versions, store().History(key, after, size, kHistoryTokens));
+// A conversation outlives its model; where another one has the same vocabulary, tokens mean the
+// same.
+std::shared_ptr<const engine::Tokenizer> ConversationsService::TokenizerOf(
+    uint64_t vocabulary) const {
+  for (const auto& [name, instance] : services_.models->Named()) {
+    if (instance->engine->tag().vocabulary == vocabulary) return instance->tokenizer;
+  }
+  return nullptr;
+}
+
+absl::Status ConversationsService::AddHistory(const engine::ConversationKey& key,
+                                              const engine::Tokenizer* tokenizer,
+                                              const GetCommand& command,
+                                              v1::Conversation* response) const {
+  if (tokenizer == nullptr) SKEIN_RETURN_IF_ERROR(services_.models->CheckList());
+  int64_t after = command.after;
+  SKEIN_ASSIGN_OR_RETURN(const auto versions,
+                         store().History(key, after, command.size, kHistoryTokens));
   size_t bytes = 0;
   for (const engine::VersionInfo& version : versions) {
-    v1::Version shown = model.converter().ToProto(version);
+    v1::Version shown = ToProto(version, tokenizer);
     if (shown.ByteSizeLong() + kFieldBytes > kHistoryBytes) {
       // The ids fit: limits.prompt_tokens and limits.max_tokens bound them.
       shown.clear_input();

@@ -67,8 +67,6 @@ class Converter {
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& in) const;
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& in) const;
 
-  v1::Version ToProto(const engine::VersionInfo& version) const;
-
  private:
   struct Input {
     std::vector<int32_t> tokens;
@@ -111,6 +109,8 @@ std::string ShownRequestId(absl::string_view engine_id);
 v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& tokenizer,
                   const OutputChoice& choice);
 v1::Conversation ToProto(const engine::ConversationInfo& info);
+// `tokenizer`: of its token ids; null: their text is left out.
+v1::Version ToProto(const engine::VersionInfo& version, const engine::Tokenizer* tokenizer);
 v1::Started ToProto(const engine::StartedEvent& event, absl::string_view request_id);
 v1::Finished ToProto(const engine::FinishedEvent& event);
 v1::Finished ToFailed(const absl::Status& error);  // of one sequence among several

@@ -146,12 +146,14 @@ v1::Token ToProto(const engine::TokenEvent& event, const engine::Tokenizer& toke
   return out;
 }
 
-v1::Version Converter::ToProto(const engine::VersionInfo& version) const {
+v1::Version ToProto(const engine::VersionInfo& version, const engine::Tokenizer* tokenizer) {
   v1::Version out;
   out.set_id(version.id);
   out.set_parent(version.parent);
-  out.set_input(ToUtf8(model_.tokenizer->Decode(version.input)));
-  out.set_output(ToUtf8(model_.tokenizer->Decode(version.output)));
+  if (tokenizer != nullptr) {
+    out.set_input(ToUtf8(tokenizer->Decode(version.input)));
+    out.set_output(ToUtf8(tokenizer->Decode(version.output)));
+  }
   out.set_finish_reason(ReasonFromName(version.finish_reason));
   SetTimestamp(version.time, out.mutable_time());
   out.set_tokens(version.tokens);

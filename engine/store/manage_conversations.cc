@@ -45,6 +45,7 @@ ConversationInfo ConversationStore::Impl::Describe(const Entry& entry) const {
   info.ttl = conversation.ttl;
   info.last_request_id = conversation.last_request_id;
   info.last_end = conversation.last_end;
+  info.vocabulary = conversation.vocabulary;
   if (conversation.head != 0) {
     info.model_fingerprint = conversation.versions.at(conversation.head).turn->model;
   }

@@ -85,6 +85,7 @@ struct ConversationInfo {
   std::string last_request_id;  // and how it ended: "stop", "CANCELLED", ...
   std::string last_end;
   uint64_t model_fingerprint = 0;  // of the head's weights; 0: empty
+  uint64_t vocabulary = 0;         // that its token ids are of; meaningless without versions
 };
 
 struct ConversationStoreOptions {

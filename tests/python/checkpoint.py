@@ -80,11 +80,11 @@ def write_tiny_checkpoint(path, chat_template="rwkv", **shape):
     write_safetensors(path, random_weights(**shape), metadata)
 
 
-def write_words_checkpoint(path, words):
+def write_words_checkpoint(path, words, seed=1):
     """With a vocabulary in the World format: the bytes as in the byte tokenizer, then these words."""
     pieces = [bytes([byte]) for byte in range(256)] + list(words)
     vocabulary = "".join(f"{i} {piece!r} {len(piece)}\n" for i, piece in enumerate(pieces, start=1))
-    write_safetensors(path, random_weights(vocabulary=len(pieces) + 1),
+    write_safetensors(path, random_weights(vocabulary=len(pieces) + 1, seed=seed),
                       {"skein.tokenizer": "world", "skein.vocabulary": vocabulary, "skein.chat_template": "rwkv"})
 
 

@@ -10,7 +10,7 @@ import urllib.request
 
 import grpc
 import pytest
-from checkpoint import write_tiny_checkpoint
+from checkpoint import write_tiny_checkpoint, write_words_checkpoint
 from client import ENDLESS, Client, Running, details, expect_error, fresh_id
 from daemon import BUILD, environment
 from google.protobuf import duration_pb2
@@ -177,6 +177,28 @@ def test_conversations_go_on_by_the_rule_for_other_weights(control, pb):
     # As if the new model had read it all from the start.
     ids = [b + 1 for b in b"one"] + first.ids + [b + 1 for b in b"two"]
     assert turn.ids == client.generate(ids=ids).ids
+
+
+def test_the_text_of_a_history_needs_a_model_of_its_vocabulary(control, pb, folder):
+    """Token ids of another one would read as something that nobody said."""
+    _, client = control
+    conversation = fresh_id()
+    for seed in 1, 2:
+        write_words_checkpoint(folder / f"words{seed}.safetensors", [b"hello"], seed=seed)
+    load(client, "words1.safetensors", name="words")
+    client.generate("hello you", conversation=conversation, create_if_missing=True, model="words")
+    before = client.history(conversation)
+    assert before.model == "words" and before.versions[0].input == "hello you" and before.versions[0].output
+    assert list(before.versions[0].input_token_ids) == [257] + [b + 1 for b in b" you"]
+
+    client.control.UnloadModel(pb.control.UnloadModelRequest(name="words"))
+    [gone] = client.history(conversation).versions
+    assert (gone.input, gone.output) == ("", "") and gone.input_token_ids == before.versions[0].input_token_ids
+    assert gone.output_token_ids == before.versions[0].output_token_ids
+
+    load(client, "words2.safetensors", name="other")
+    after = client.history(conversation)
+    assert after.model == "" and list(after.versions) == list(before.versions)
 
 
 def test_cancelling_a_load_changes_nothing(control, pb):

@@ -200,7 +200,8 @@ TEST_F(ConvertTest, FieldsThatAreNotBuiltWinOverBadOnes) {
 TEST_F(ConvertTest, TextThatIsNotUtf8ComesAsReplacementCharacters) {
   engine::VersionInfo version;
   version.output = {0xFF + 1, 'a' + 1};
-  EXPECT_EQ(converter_.ToProto(version).output(),
+  const v1::Version shown = ToProto(version, tokenizer_.get());
+  EXPECT_EQ(shown.output(),
             "\xef\xbf\xbd"
             "a");
 }
@@ -239,6 +240,16 @@ TEST_F(ConvertTest, NoAnswerIsLargerThanClientsReceive) {
   EXPECT_EQ(tokenize(1 << 20).status().message(),
             "bytes: makes an answer of more than 4194304 bytes, which is what clients receive; "
             "send it in pieces");
+}
+
+TEST_F(ConvertTest, TokensOfAnUnknownVocabularyHaveNoText) {
+  engine::VersionInfo version;
+  version.input = {'a' + 1};
+  version.output = {'b' + 1, 'c' + 1};
+  const v1::Version shown = ToProto(version, nullptr);
+  EXPECT_EQ(shown.input() + shown.output(), "");
+  EXPECT_THAT(shown.input_token_ids(), ElementsAre('a' + 1));
+  EXPECT_THAT(shown.output_token_ids(), ElementsAre('b' + 1, 'c' + 1));
 }
 
 TEST_F(ConvertTest, TimesKeepTheirSign) {
