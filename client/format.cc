@@ -62,7 +62,7 @@ std::string OneLine(const v1::Conversation& conversation) {
 
 std::string OneLine(const v1::Version& version, bool head) {
   return absl::StrFormat(
-      "%s %4d <- %-4d %6d tokens  %-9s %s -> %s", head ? "*" : " ", version.id(), version.parent(),
+      "%s %4d <- %-4d %6d tokens  %-12s %s -> %s", head ? "*" : " ", version.id(), version.parent(),
       version.tokens(),
       version.prompt_state().empty() ? FinishReasonName(version.finish_reason()) : "prompt",
       Preview(WithoutTemplate(version.input()), 40),

@@ -21,12 +21,15 @@ void SetTimestamp(absl::Time time, google::protobuf::Timestamp* out) {
   out->set_nanos(static_cast<int32_t>(rest));
 }
 
+// As a version has it: the end's name, or the name of the status that its client was told.
 v1::FinishReason ReasonFromName(absl::string_view name) {
   if (name == "stop") return v1::FINISH_REASON_STOP;
   if (name == "length") return v1::FINISH_REASON_LENGTH;
   if (name == "time") return v1::FINISH_REASON_TIME;
-  if (name == "cancelled" || name == "CANCELLED") return v1::FINISH_REASON_CANCELLED;
+  if (name == "cancelled") return v1::FINISH_REASON_CANCELLED;
   if (name == "drained") return v1::FINISH_REASON_DRAINED;
+  if (name == "CANCELLED") return v1::FINISH_REASON_DISCONNECTED;
+  if (name == "DEADLINE_EXCEEDED") return v1::FINISH_REASON_DEADLINE;
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 

@@ -56,6 +56,9 @@ COMMITTED = {
 # What each end is called there.
 NAMES = {"ok": "length", "stop": "stop", "Cancel": "cancelled", "transport cancel": "CANCELLED", "deadline": "DEADLINE_EXCEEDED",
          "max_time": "time", "server error": "INTERNAL", "drain": "drained", "client killed": "CANCELLED"}
+# And in the version that it left.
+REASONS = {"length": "LENGTH", "stop": "STOP", "time": "TIME", "cancelled": "CANCELLED", "drained": "DRAINED",
+           "CANCELLED": "DISCONNECTED", "DEADLINE_EXCEEDED": "DEADLINE"}
 
 
 class Server:
@@ -387,6 +390,7 @@ def check_conversation(server, end, phase, kind, commit, conversation, head, req
         return None
     version = info.versions[-1]
     assert info.head_version == version.id > (head or 0) and version.parent == (head or 0)
+    assert server.pb.gen.FinishReason.Name(version.finish_reason) == "FINISH_REASON_" + REASONS[name]
     # All of the input, and each token that the client was told of.
     ids = list(request.token_ids.ids)
     assert list(version.input_token_ids) == ids
