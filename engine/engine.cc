@@ -21,8 +21,9 @@
 namespace skein::engine {
 namespace {
 
-absl::Status NothingToGoOnFrom() {
-  return base::InvalidField("input",
+// `field`: where the API has what is appended.
+absl::Status NothingToGoOnFrom(absl::string_view field) {
+  return base::InvalidField(field,
                             "is empty, and so is the conversation: there is nothing to go on from "
                             "(token 0 starts a document)");
 }
@@ -179,7 +180,7 @@ absl::Status Engine::Impl::Check(const GenerateRequest& request) const {
                 request.prompt->model.vocabulary == tag_.vocabulary);
   }
   if (request.conversation_id.empty() && request.prompt == nullptr && NeedsOne(request)) {
-    return NothingToGoOnFrom();
+    return NothingToGoOnFrom("input");
   }
   return absl::OkStatus();
 }
@@ -203,7 +204,7 @@ absl::Status Engine::Impl::Check(const ScoreRequest& request) const {
     return absl::InvalidArgumentError("base_version needs a conversation_id");
   }
   if (request.conversation_id.empty() && request.prompt.empty()) {
-    return NothingToGoOnFrom();
+    return NothingToGoOnFrom("prompt");
   }
   return absl::OkStatus();
 }
@@ -338,7 +339,7 @@ absl::Status Engine::Impl::Begin(GenerateRequest request, std::optional<Lease> l
     const bool reserves = !ReadsOnly(request);
     if (NeedsOne(request) && lease->pending.empty()) {
       if (reserves) store_.Release(*lease, request.request_id, "INVALID_ARGUMENT");
-      return NothingToGoOnFrom();
+      return NothingToGoOnFrom("input");
     }
     sequence->reserves = reserves;
     TakeLease(*std::move(lease), sequence);
@@ -368,7 +369,7 @@ absl::Status Engine::Impl::Submit(ScoreRequest request, std::shared_ptr<ScoreSin
                      .base_version = request.base_version,
                      .pending = needs_one ? Pending::kAtLeastOne : Pending::kAny});
     absl::Status status = lease.status();
-    if (lease.ok() && needs_one && lease->pending.empty()) status = NothingToGoOnFrom();
+    if (lease.ok() && needs_one && lease->pending.empty()) status = NothingToGoOnFrom("prompt");
     if (!status.ok()) {
       queue_.Abandon(request.request_id, sequence->queued);
       return status;
