@@ -21,6 +21,28 @@ def test_streams_tokens_and_text(client):
     assert f.timings.time_to_first_token.ToNanoseconds() > 0
 
 
+def test_times_are_those_of_the_request(client):
+    """Whatever a busy machine makes of them: they are parts of the time that the client saw, and fit together."""
+    conversation, n = fresh_id(), 20
+    for turn in range(2):
+        wall, before = time.time(), time.monotonic()
+        answer = client.generate("hello " * 50, conversation=conversation, create_if_missing=True, max_tokens=n)
+        took = int((time.monotonic() - before) * 1e9)
+        t = {field.name: value.ToNanoseconds() for field, value in answer.finished.timings.ListFields()}
+        assert set(t) == {"queue", "restore", "prefill", "time_to_first_token", "decode", "mean_inter_token"}
+        for name in ["restore", "prefill", "time_to_first_token", "decode", "mean_inter_token"]:
+            assert 0 < t[name] <= took, (name, t)
+        assert 0 <= t["queue"] and t["queue"] + t["restore"] + t["prefill"] <= t["time_to_first_token"]
+        assert t["time_to_first_token"] + t["decode"] <= took
+        assert t["mean_inter_token"] == t["decode"] // (n - 1)
+        # Of each token since the one before; of the first one since the prompt was taken in.
+        latencies = [token.latency.ToNanoseconds() for token in answer.tokens]
+        assert len(latencies) == n and latencies[0] >= 0 and min(latencies[1:]) > 0
+        assert sum(latencies[1:]) == t["decode"]
+        made = client.history(conversation).versions[turn].time.ToNanoseconds() / 1e9
+        assert wall - 0.01 <= made <= time.time() + 0.01
+
+
 def test_output_choices(client):
     g = client.pb.gen
     silent = client.generate("hello", output=g.Output(text=False))

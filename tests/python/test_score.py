@@ -119,19 +119,41 @@ def test_info(client):
     assert model.training_context == 128 and list(model.examples) == ["hello"] and len(model.fingerprint) == 16
 
 
-def test_info_tells_every_limit_of_requests(start, pb, tmp_path):
+def test_info_has_every_limit_of_requests(pb, tmp_path):
     """By the key of the configuration, so that a new one is not forgotten. What bounds a slow reader is no limit of a request."""
     printed = run("--print-effective-config", cwd=tmp_path).stdout
     section = re.search(r"^limits:\n((?:  .*\n)+)", printed, re.MULTILINE).group(1)
     keys = {key for key in re.findall(r"^  (\w+):", section, re.MULTILINE) if not key.startswith("outbox_")}
-    field_of = {key: "max_" + key.removeprefix("max_") for key in keys}
     fields = {field.name for field in pb.info.Limits.DESCRIPTOR.fields}
-    assert fields == {*field_of.values(), "max_message_bytes"}
-    values = {key: 100 + i for i, key in enumerate(sorted(keys))} | {"top_logprobs": 7, "queued_tokens": 1000, "max_tokens": 300}
-    limits = Client(pb, start({"limits." + key: value for key, value in values.items()}
-                              | {"listen.max_message": 5000}).channel).info.GetServerInfo(pb.info.GetServerInfoRequest()).limits
-    assert {field: getattr(limits, field) for field in fields} == \
-        {field_of[key]: value for key, value in values.items()} | {"max_message_bytes": 5000}
+    assert fields == {"max_" + key.removeprefix("max_") for key in keys} | {"max_message_bytes"}
+
+
+def test_info_tells_the_configuration(start, pb):
+    """Every limit and every default, each with a value that no other has."""
+    names = [field.name for field in pb.info.Limits.DESCRIPTOR.fields]
+    keys = {name: "limits." + name.removeprefix("max_") for name in names}
+    keys.update(max_tokens="limits.max_tokens", max_message_bytes="listen.max_message")
+    limits = {name: 100 + i for i, name in enumerate(names)}
+    limits.update(max_prompt_tokens=1000, max_queued_tokens=2000, max_tokens=3000, max_top_logprobs=7,
+                  max_message_bytes=123456)
+    assert len(set(limits.values())) == len(limits)
+    sampling = {"temperature": 0.5, "top_p": 0.75, "top_k": 11, "min_p": 0.125, "presence_penalty": 0.25,
+                "frequency_penalty": -0.25, "penalty_decay": 0.875, "repetition_penalty": 1.5,
+                "top_p_before_temperature": True}
+    daemon = start({**{keys[name]: value for name, value in limits.items()}, "defaults.max_tokens": 55, "engine.slots": 13,
+                    **{f"defaults.{name}": str(value).lower() for name, value in sampling.items()}})
+    client = Client(pb, daemon.channel)
+    server = client.info.GetServerInfo(pb.info.GetServerInfoRequest())
+    assert {name: getattr(server.limits, name) for name in names} == limits
+    for name, value in sampling.items():
+        assert getattr(server.default_sampling, name) == value, name
+    assert server.default_sampling.penalty_scope == pb.gen.PENALTY_SCOPE_REQUEST
+    told = {field.name for field, _ in server.default_sampling.ListFields()}
+    assert told == sampling.keys() | {"penalty_scope"}
+    stopping = server.default_stopping
+    assert (stopping.max_tokens, stopping.min_tokens, stopping.ignore_eos) == (55, 0, False)
+    assert stopping.HasField("min_tokens") and stopping.HasField("ignore_eos")
+    assert server.slots == 13 and server.uptime.ToNanoseconds() > 0
 
 
 class Lazy:
