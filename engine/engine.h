@@ -59,9 +59,9 @@ struct RequestReport {        // once per request, when it has ended
   Usage usage;
   Timings timings;
   absl::Duration total;
-  std::string restored_from;
-  std::string missed;       // "tokens": why, as MissName
-  std::string reused_from;  // usage.reused_tokens: "conversation", "prompt_state", "score_prompt"
+  std::string restored_from;  // as in StartedEvent; empty: it never had a slot
+  std::string missed;         // "tokens": why, as MissName
+  std::string reused_from;    // usage.reused_tokens: "conversation", "prompt_state", "score_prompt"
   bool score = false;
   std::string tenant;
   int32_t parkings = 0;  // times its state left its slot for another request

@@ -236,7 +236,7 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   if (sequence->index > 0) report.usage.prompt_tokens = 0;  // taken in once
   report.timings = timings;
   report.total = now - sequence->submitted;
-  report.restored_from = RestoredFrom(*sequence);
+  report.restored_from = sequence->restored_from;
   if (sequence->lease.has_value()) report.missed = MissName(sequence->lease->miss);
   report.reused_from = ReusedFrom(*sequence);
   report.score = sequence->score;

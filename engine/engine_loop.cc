@@ -320,9 +320,11 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
   stream_->Synchronize();
   sequence->admitted = now;
   sequence->restore = MonotonicNow() - now;
+  sequence->restored_from = RestoredFrom(*sequence);
   if (!sequence->score) TellStarted(*sequence);
   for (const SequencePtr& follower : sequence->followers) {
     follower->base_consumed = sequence->base_consumed;
+    follower->restored_from = RestoredFrom(*follower);
     TellStarted(*follower);
   }
   if (sequence->prompt_logprobs && sequence->prompt_size > 0 && sequence->base_consumed == 0 &&
@@ -333,6 +335,11 @@ void EngineLoop::Admit(SequencePtr sequence, absl::Time now) {
   if (sequence->prefill_target() == 0) {  // max_tokens 0 and at most one token: it stays pending
     Finish(sequence.get(), End::kLength, absl::OkStatus());
     return;
+  }
+  // The slot has it now; the store alone decides how long the copy is kept.
+  if (sequence->lease.has_value()) sequence->lease->snapshot = nullptr;
+  for (const SequencePtr& follower : sequence->followers) {
+    if (follower->lease.has_value()) follower->lease->snapshot = nullptr;
   }
   sequence->paused = !sequence->stream->Writable();
   sequence->paused_since = now;
@@ -350,7 +357,7 @@ void EngineLoop::TellStarted(const Sequence& sequence) {
     started.created = lease.created;
   }
   started.tokens_reused = sequence.base_consumed;
-  started.restored_from = RestoredFrom(sequence);
+  started.restored_from = sequence.restored_from;
   started.seed = sequence.sampling.seed();
   p_.shards.Post(sequence.stream, std::make_unique<StartedEvent>(std::move(started)));
 }

@@ -55,7 +55,7 @@ const char* FinishReasonName(End end);
 bool Commits(End end, CommitMode mode);
 
 struct Sequence;
-// "none", "device", "host" or "tokens", as in StartedEvent.
+// "none", "device", "host" or "tokens", as in StartedEvent; while its lease has the snapshot.
 const char* RestoredFrom(const Sequence& sequence);
 
 struct Sequence {
@@ -63,7 +63,7 @@ struct Sequence {
   std::string request_id, tenant;
   std::shared_ptr<RequestControl> control;
   std::shared_ptr<OutputStream> stream;
-  std::optional<Lease> lease;  // none: stateless
+  std::optional<Lease> lease;  // none: stateless. Its snapshot goes once the state is in a slot
   bool reserves = false;       // the lease does: it has to be committed or released
   TemplateCursor cursor = TemplateCursor::kStart;  // after the conversation at the lease's base
   bool score = false;
@@ -101,7 +101,8 @@ struct Sequence {
   std::vector<std::unique_ptr<Sequence>> followers;
 
   int32_t slot = -1;
-  bool from_device = false;  // its state was still in the slot
+  bool from_device = false;        // its state was still in the slot
+  const char* restored_from = "";  // RestoredFrom, once it is admitted
   std::shared_ptr<const StateSnapshot>
       slot_holds;             // once it ends: what the slot's state was kept as
   std::vector<float> parked;  // the state while it has no slot; empty before admission

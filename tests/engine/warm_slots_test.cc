@@ -76,6 +76,33 @@ TEST_F(WarmSlotsTest, TheHostCopyIsTheOneThatCounts) {
   h.ExpectExact("c");
 }
 
+TEST_F(WarmSlotsTest, WhatRunsKeepsNoCopyOfWhatItStartedFrom) {
+  const int64_t one = h.model.config().state_floats() * static_cast<int64_t>(sizeof(float)) + 64;
+  h.store_options.budget_bytes = one;
+  h.Start();
+  for (const int32_t sequences : {1, 3}) {
+    From("c");
+    const std::weak_ptr<const StateSnapshot> kept =
+        h.store->Peek({.key = {"", "c"}, .model = h.engine->tag()})->snapshot;
+    ASSERT_FALSE(kept.expired());
+    GenerateRequest request = h.Request({8, 9}, "c");
+    request.stopping.max_tokens = 1000000;
+    request.num_sequences = sequences;
+    std::vector<std::shared_ptr<ResponseSink>> sinks;
+    for (int32_t i = 0; i < sequences; ++i) sinks.push_back(std::make_shared<CollectingSink>());
+    ASSERT_TRUE(h.engine->Submit(request, sinks).ok());
+    auto& first = static_cast<CollectingSink&>(*sinks[0]);
+    first.WaitForTokens(1);
+    From("d");  // its state takes the place of the other
+    EXPECT_TRUE(kept.expired());
+    EXPECT_LE(h.store->gauges().snapshot_bytes, one);
+    h.engine->Cancel(request.request_id, /*by_client=*/true);
+    for (const auto& sink : sinks) static_cast<CollectingSink&>(*sink).Wait();
+    EXPECT_EQ(first.started->restored_from, "device");
+    h.ExpectExact("c");
+  }
+}
+
 TEST_F(WarmSlotsTest, NothingIsFoundOfATurnThatWasNotCommitted) {
   h.Start();
   From("c");
