@@ -196,6 +196,7 @@ std::vector<EvaluationDocument> ParseWikiText(absl::string_view text) {
     if (articles.empty() || IsTitle(line)) articles.emplace_back();
     absl::StrAppend(&articles.back(), line, "\n");
   }
+  articles.back().pop_back();  // no line break follows the last piece
   std::vector<EvaluationDocument> documents;
   for (std::string& article : articles) {
     if (absl::StripAsciiWhitespace(article).empty()) continue;

@@ -85,7 +85,7 @@ TEST(WikiText, IsCutAtTitles) {
   ASSERT_THAT(documents, SizeIs(2));
   EXPECT_THAT(documents[0].text, HasSubstr("Part"));
   EXPECT_THAT(documents[1].text, HasSubstr("Two"));
-  EXPECT_EQ(documents[1].bytes, static_cast<int64_t>(std::string(" = Two = \n End . \n\n").size()));
+  EXPECT_EQ(documents[1].bytes, static_cast<int64_t>(std::string(" = Two = \n End . \n").size()));
 }
 
 TEST(WikiText, WordsAreCountedAsPythonSplits) {
