@@ -1,5 +1,5 @@
 // The engine's model from the command line, for the interop tests:
-//   logits_tool MODEL fp32|bf16 OUT.f32 GREEDY TOKEN...
+//   logits_tool MODEL fp32|bf16|int8|int8a8 OUT.f32 GREEDY TOKEN...
 // writes the logits of every prompt token, [T, V] fp32, to OUT.f32 and prints GREEDY tokens sampled
 // greedily after it.
 
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/weights.h"
 #include "engine/base/file.h"
 #include "engine/models/model.h"
 
@@ -24,7 +25,8 @@ int Fail(const std::string& message) {
 }
 
 int Main(int argc, char** argv) {
-  if (argc < 6) return Fail("usage: logits_tool MODEL fp32|bf16 OUT.f32 GREEDY TOKEN...");
+  if (argc < 6)
+    return Fail("usage: logits_tool MODEL fp32|bf16|int8|int8a8 OUT.f32 GREEDY TOKEN...");
   std::vector<int32_t> prompt;
   for (int i = 5; i < argc; ++i) prompt.push_back(std::atoi(argv[i]));
   auto checkpoint = Checkpoint::Open(argv[1]);
@@ -33,7 +35,9 @@ int Main(int argc, char** argv) {
   const auto device = kernels::NewCpuDevice({}, &error);
   if (device == nullptr) return Fail(error);
   ModelOptions options;
-  options.weights = std::string(argv[2]) == "bf16" ? DType::kBF16 : DType::kF32;
+  const auto weights = bench::WeightsOf(argv[2]);
+  if (!weights.has_value()) return Fail(std::string("unknown weights ") + argv[2]);
+  options.weights = *weights;
   options.max_tokens = options.max_logits = kMaxTokens;
   auto model = Model::Load(**checkpoint, *device, options);
   if (!model.ok()) return Fail(model.status().ToString());
