@@ -1,7 +1,8 @@
 // The article's four tables in one run: Skein's RWKV-7 beside a plain transformer of the same
 // width, depth and parameter count. Prints a Markdown page and writes it with JSON and pictures.
 //
-//   article_bench [--quick] [--only speed|quality] [--text FILE] [--threads N] [--out FOLDER]
+//   article_bench [--quick|--smoke] [--only speed|quality] [--text FILE] [--threads N]
+//                 [--out FOLDER]
 
 #include <unistd.h>
 
@@ -22,7 +23,7 @@ namespace skein::article {
 namespace {
 
 struct Options {
-  bool quick = false;
+  bool quick = false, smoke = false;
   std::string only, text = "trainer/examples/tinyshakespeare.txt", out = "build/bench/article";
   int threads = 0;
   SpeedOptions speed;
@@ -57,6 +58,7 @@ void Shorten(Options* options) {
   options->speed.contexts = {512, 2048, 8192, 32768};
   options->speed.batch_contexts = {512};
   options->speed.read_tokens = 2048;
+  options->quality.trial_seconds = 0.3;
   options->quality.text_steps = 80;
   options->quality.demo_steps = 50;
   options->quality.passages = 100;
@@ -65,14 +67,33 @@ void Shorten(Options* options) {
   options->quality.windows = 100;
 }
 
+// Seconds: every part runs, its figures mean nothing.
+void ShortenToSmoke(Options* options) {
+  options->speed.tiny = true;
+  options->speed.seconds = 0.01;
+  options->speed.contexts = {512, 1024};
+  options->speed.batches = {1, 2};
+  options->speed.batch_contexts = {512};
+  options->speed.read_tokens = 512;
+  options->quality.trial_seconds = 0.01;
+  options->quality.text_steps = 4;
+  options->quality.demo_steps = 2;
+  options->quality.passages = 20;
+  options->quality.dialogues = 2;
+  options->quality.evaluations = 2;
+  options->quality.windows = 10;
+}
+
 absl::Status Run(Options options) {
   if (options.quick) Shorten(&options);
+  if (options.smoke) ShortenToSmoke(&options);
   options.quality.text = options.text;
   options.speed.threads = options.threads;
   const absl::Time start = absl::Now();
   Article article;
   article.machine = Machine(trainer::SetUpThreads(options.threads));
   if (options.quick) article.machine += " A quick run: short training, few repetitions.";
+  if (options.smoke) article.machine += " A trial of the bench: its figures mean nothing.";
   if (options.only != "speed") {
     SKEIN_ASSIGN_OR_RETURN(article.quality, CompareQuality(options.quality));
     article.has_quality = true;
@@ -93,6 +114,8 @@ int Main(int argc, char** argv) {
   Options options;
   CLI::App app("Skein beside a transformer: time, memory, quality, batches", "article_bench");
   CLI::Option* quick = app.add_flag("--quick", options.quick, "under two minutes");
+  app.add_flag("--smoke", options.smoke, "seconds, on tiny models: whether it runs")
+      ->excludes(quick);
   app.add_option("--only", options.only)->check(CLI::IsMember({"speed", "quality"}));
   app.add_option("--text", options.text, "what both models learn");
   app.add_option("--threads", options.threads, "0: all that the process may use")

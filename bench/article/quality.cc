@@ -6,7 +6,6 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <memory>
 
@@ -14,9 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "bench/article/transformer.h"
+#include "bench/ceilings.h"
 #include "engine/base/check.h"
 #include "kernels/torch_ops.h"
-#include "trainer/compute.h"
 #include "trainer/demo_data.h"
 #include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
@@ -33,9 +32,12 @@ using trainer::Batch;
 constexpr int64_t kHeadSize = 64;             // of RWKV-7
 constexpr int64_t kTransformerHeadSize = 32;  // nanoGPT's at this width: more heads learn faster
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+using bench::Now;
+
+struct Compute {
+  bool bf16 = false;
+  std::string description;
+};
 
 // What both models are to the table.
 class Learner {
@@ -75,6 +77,10 @@ struct Shape {
   bool bf16;
 };
 
+Shape ShapeOf(const trainer::Config& config, const trainer::Task& task, bool bf16) {
+  return {config.model.layers, config.model.width, task.V, config.train.context, bf16};
+}
+
 std::unique_ptr<Learner> MakeLearner(bool rwkv, const Shape& s) {
   trainer::ModelOptions options;
   options.layers = s.L;
@@ -106,6 +112,31 @@ double ValidationLoss(const Learner& model, const std::vector<Batch>& batches, b
     weight += batch.weight_sum;
   }
   return sum / weight;
+}
+
+// The best time of a step, of forward, backward and update.
+double StepSeconds(Learner& model, const trainer::Task& task, const trainer::TrainConfig& t,
+                   bool bf16, double budget) {
+  trainer::Optimizer optimizer(&model.parameters(), t);
+  const Batch batch = task.source->Get(0, t.batch);
+  const auto step = [&] {
+    Loss(model, batch, bf16).first.backward();
+    optimizer.Step(t.lr, optimizer.GradientNorm());
+  };
+  return bench::Measure(budget, step).best;
+}
+
+// The type of products in which a model trains faster here, each being asked itself.
+Compute FasterCompute(bool rwkv, const trainer::Config& config, const trainer::Task& task,
+                      double budget) {
+  double seconds[2];
+  for (const bool bf16 : {false, true}) {
+    const auto model = MakeLearner(rwkv, ShapeOf(config, task, bf16));
+    seconds[bf16] = StepSeconds(*model, task, config.train, bf16, budget);
+  }
+  const bool bf16 = seconds[1] < seconds[0];
+  return {bf16, absl::StrFormat("%s (a step: fp32 %.1f ms, bf16 %.1f ms)", bf16 ? "bf16" : "fp32",
+                                seconds[0] * 1e3, seconds[1] * 1e3)};
 }
 
 // One model's training on one task; `validation` may be empty.
@@ -277,7 +308,7 @@ void LearnText(bool rwkv, trainer::Config config, const trainer::Task& task,
                const QualityOptions& options, bool bf16, Learned* out) {
   SetRate(rwkv ? options.rwkv_lr : options.transformer_lr, &config);
   const int64_t T = config.train.context;
-  const auto model = MakeLearner(rwkv, {config.model.layers, config.model.width, task.V, T, bf16});
+  const auto model = MakeLearner(rwkv, ShapeOf(config, task, bf16));
   out->parameters = model->parameters().count();
   out->curve = Train(*model, task, config, task.Validation(config, false, config.train.batch),
                      options.evaluations, bf16);
@@ -290,7 +321,7 @@ void LearnDemo(bool rwkv, trainer::Config config, const trainer::Task& task,
                const QualityOptions& options, bool bf16, Learned* out) {
   SetRate(rwkv ? options.rwkv_lr : options.transformer_lr, &config);
   const int64_t T = config.train.context;
-  const auto model = MakeLearner(rwkv, {config.model.layers, config.model.width, task.V, T, bf16});
+  const auto model = MakeLearner(rwkv, ShapeOf(config, task, bf16));
   out->demo_parameters = model->parameters().count();
   out->demo_seconds = Train(*model, task, config, {}, 1, bf16).back().seconds;
   const std::vector<Question> questions = RecallQuestions(*task.tokenizer, T, options.dialogues);
@@ -306,8 +337,6 @@ absl::StatusOr<Quality> CompareQuality(const QualityOptions& options) {
   if (text.validation_tokens.size() < 4 * text_config.train.context) {
     return absl::InvalidArgumentError(absl::StrCat(options.text, " is too short to validate on"));
   }
-  const trainer::ComputeChoice compute = trainer::ChooseCompute(
-      "auto", text_config.train.batch * text_config.train.context, text_config.model.width);
   Quality quality;
   quality.description = absl::StrFormat(
       "%d layers, width %d, bytes, context %d, %d tokens of %s (%d for the recall demo, %d layers)",
@@ -318,7 +347,8 @@ absl::StatusOr<Quality> CompareQuality(const QualityOptions& options) {
   for (const bool rwkv : {true, false}) {
     Learned learned;
     learned.name = rwkv ? "Skein, RWKV-7" : "transformer";
-    learned.compute = compute.bf16 ? "bf16" : "fp32";
+    const Compute compute = FasterCompute(rwkv, text_config, text, options.trial_seconds);
+    learned.compute = compute.description;
     std::fprintf(stderr, "training %s on the text\n", learned.name.c_str());
     LearnText(rwkv, text_config, text, options, compute.bf16, &learned);
     std::fprintf(stderr, "training %s on the recall demo\n", learned.name.c_str());

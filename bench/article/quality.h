@@ -16,6 +16,7 @@ struct QualityOptions {
   int64_t text_steps = 1000, demo_steps = 2200, evaluations = 10;
   int64_t windows = 300;  // of the validation text, at each evaluation
   int64_t passages = 1000, dialogues = 150;
+  double trial_seconds = 1;  // of each type of products, before training
   // Of 1e-3, 2e-3 and 4e-3 over 300 steps the transformer learns best with 2e-3; RWKV-7 with 4e-3,
   // but 2e-3 is what the recipes in trainer/configs have.
   double rwkv_lr = 2e-3, transformer_lr = 2e-3;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "bench/article/svg.h"
+#include "bench/write_json.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 
@@ -84,8 +85,9 @@ std::string Percent(const Accuracy& a) {
 std::string QualityTable(const Quality& quality) {
   std::string out = absl::StrCat(
       "## 3. Quality\n\nBoth learn the same windows in the same order: ", quality.description,
-      ". The same optimiser (AdamW, cosine, no dropout) and the same type of products; each model "
-      "has its own learning rate.\n\n|");
+      ". The same optimiser (AdamW, cosine, no dropout); each model has its own learning rate and "
+      "the "
+      "type of products in which it trains faster here.\n\n|");
   const auto row = [&](const std::string& name, const auto& value) {
     absl::StrAppend(&out, "| ", name, " |");
     for (const Learned& model : quality.models) absl::StrAppend(&out, " ", value(model), " |");
@@ -250,7 +252,8 @@ absl::Status WriteArticle(const Article& article, const std::string& folder) {
     SKEIN_RETURN_IF_ERROR(WriteLossCharts(article.quality, folder));
   }
   SKEIN_RETURN_IF_ERROR(base::WriteFileAtomically(folder + "/article.md", Page(article)));
-  return base::WriteFileAtomically(folder + "/article.json", result.dump(1) + "\n");
+  if (bench::WriteJson(folder + "/article.json", result) == 0) return absl::OkStatus();
+  return absl::UnavailableError("no results were written");
 }
 
 }  // namespace skein::article

@@ -130,11 +130,12 @@ class Skein {
     device_ = kernels::NewCpuDevice({options_.threads, ""}, &error);
     if (device_ == nullptr) return absl::InvalidArgumentError(error);
     stream_ = device_->NewStream();
-    bandwidth_ = bench::ReadBandwidth(*device_, *stream_, int64_t{256} << 20);
+    bandwidth_ = bench::ReadBandwidth(*device_, *stream_, int64_t{options_.tiny ? 1 : 256} << 20);
     const char* folder = std::getenv("TMPDIR");
     const std::string path = absl::StrCat(folder != nullptr ? folder : "/tmp", "/article_bench_",
                                           getpid(), ".safetensors");
-    SKEIN_RETURN_IF_ERROR(engine::RandomModel(engine::kShape01B).Write(path));
+    const engine::RandomShape shape = options_.tiny ? engine::RandomShape{} : engine::kShape01B;
+    SKEIN_RETURN_IF_ERROR(engine::RandomModel(shape).Write(path));
     {
       auto checkpoint = engine::Checkpoint::Open(path);
       std::remove(path.c_str());  // stays mapped

@@ -12,7 +12,8 @@
 namespace skein::article {
 
 struct SpeedOptions {
-  int threads = 0;  // 0: all that the process may use
+  int threads = 0;    // 0: all that the process may use
+  bool tiny = false;  // models of a few thousand parameters: whether the bench runs
   std::vector<int64_t> contexts = {512, 2048, 8192, 32768, 131072};
   std::vector<int64_t> batches = {1, 4, 16, 64};
   std::vector<int64_t> batch_contexts = {512, 8192};

@@ -1,16 +1,14 @@
-"""A benchmark as it is run: the file that it leaves, and a decode step after 100,000 tokens that were really read."""
+"""Benchmarks as they are run: the files that they leave, and a decode step after 100,000 tokens that were really read."""
 
 import json
 import subprocess
 
 import pytest
 
-from daemon import BUILD
+from daemon import BUILD, ROOT
 
 ENGINE_BENCH = BUILD / "bench" / "engine_bench"
-
-
-pytestmark = pytest.mark.skipif(not ENGINE_BENCH.exists(), reason="built without benchmarks")
+ARTICLE_BENCH = BUILD / "bench" / "article_bench"
 
 
 def run(path):
@@ -23,6 +21,7 @@ def run(path):
     return {line["name"]: line for line in written["figures"]["results"]}, written, done.stdout
 
 
+@pytest.mark.skipif(not ENGINE_BENCH.exists(), reason="built without benchmarks")
 def test_a_decode_step_takes_as_long_after_100000_tokens_as_after_100(tmp_path):
     figures, written, printed = run(tmp_path / "out.json")
     assert written["machine"]["processors"] >= 1 and written["machine"]["processor"]
@@ -38,3 +37,30 @@ def test_a_decode_step_takes_as_long_after_100000_tokens_as_after_100(tmp_path):
     # machine that others use too has been seen to make one side a fifth slower.
     assert context["ratio"] < 2
     assert "best decode step after 100 tokens" in printed
+
+
+@pytest.mark.skipif(not ARTICLE_BENCH.exists(), reason="built without the trainer's benchmarks")
+def test_the_article_has_four_tables(tmp_path):
+    # One thread: two would wait for each other at every turn on a machine whose cores are taken.
+    command = [str(ARTICLE_BENCH), "--smoke", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "article.md").read_text()
+    for title in ["## 1. Time per token", "## 2. Memory of one conversation", "## 3. Quality", "## 4. Tokens per second"]:
+        assert title in page
+    for name in ["time", "memory", "loss_tokens", "loss_seconds", "batches"]:
+        assert f"({name}.svg)" in page and "</svg>" in (tmp_path / f"{name}.svg").read_text()
+
+    written = json.loads((tmp_path / "article.json").read_text())
+    assert written["command"] == " ".join(command)
+    speed, quality = written["figures"]["speed"], written["figures"]["quality"]
+    assert [row["context"] for row in speed["contexts"]] == [512, 1024]
+    assert all(row[key] > 0 for row in speed["contexts"] for key in ["skein_seconds", "transformer_seconds"])
+    assert [row["conversations"] for row in speed["batches"]] == [1, 2]
+    assert [model["name"] for model in quality["models"]] == ["Skein, RWKV-7", "transformer"]
+    for model in quality["models"]:
+        # Bytes at random cost ln 257 = 5.5 nats.
+        assert [0 < point["loss"] < 8 for point in model["curve"]] == [True] * 3
+        assert model["curve"][-1]["loss"] < model["curve"][0]["loss"]
+        assert model["last_word"]["asked"] == 20 and model["recall"]["asked"] > 0
+        assert model["compute"].startswith(("fp32 (a step: fp32 ", "bf16 (a step: fp32 "))
