@@ -92,7 +92,7 @@ bench-article: deps configure  ## Skein beside a transformer: time, memory, qual
 	@$(BUILD_ALL) --target article_bench
 	@$(BUILD)/bench/article_bench --out $(BUILD)/bench/article $(if $(QUICK),--quick) $(if $(TEXT),--text "$(TEXT)")
 
-bench-peers: deps-peers configure  ## Skein beside llama.cpp, the rwkv package and plain PyTorch; TIER=avx2 or avx512, QUICK=1
+bench-peers: deps-peers configure  ## Skein beside llama.cpp, the rwkv package and plain PyTorch; TIER=avx2, avx512 or avx512bf16, QUICK=1
 	@$(BUILD_ALL) --target skein_peer skein-train
 	@mkdir -p $(BUILD)/bench
 	@bench/peers/run.py --build $(BUILD) --deps "$(SKEIN_DEPS)" $(if $(TIER),--tier $(TIER)) $(if $(QUICK),--quick) \

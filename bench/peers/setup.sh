@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds llama.cpp from the source distribution of the llama-cpp-python package, and llama_peer against it, into
 # $SKEIN_DEPS/llama-cpp-VERSION/TIER. About ten minutes of one core; a second call finds it there.
-#   bench/peers/setup.sh [native|avx2|avx512]     (native: what this machine has)
+#   bench/peers/setup.sh [native|avx2|avx512|avx512bf16]     (native: what this machine has)
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 readonly here
@@ -24,7 +24,8 @@ case $tier in
   native) flags=(-DGGML_NATIVE=ON "-DCMAKE_C_FLAGS=$NO_AMX" "-DCMAKE_CXX_FLAGS=$NO_AMX") ;;
   avx2) flags=(-DGGML_NATIVE=OFF) ;; # AVX2, FMA and F16C are its defaults
   avx512) flags=(-DGGML_NATIVE=OFF -DGGML_AVX512=ON) ;;
-  *) die "unknown tier '$tier': native, avx2 or avx512" ;;
+  avx512bf16) flags=(-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON) ;;
+  *) die "unknown tier '$tier': native, avx2, avx512 or avx512bf16" ;;
 esac
 
 fetch_source() {

@@ -1,12 +1,10 @@
 // Skein's side of the table of peers (run.py): the model alone, as llama_decode and the rwkv
 // package are called alone. Prefill of one prompt (the head on its last token) and decode steps of
-// B rows, in tokens per second, beside the floor: the longer of the bytes that must move at the
-// read bandwidth and the products at the peak of the tier, both measured in this run by all its
-// threads.
+// B rows, in tokens per second, with the bytes that must move and the operations of each, and what
+// this run's threads reach of both: run.py makes the floor of them.
 //
-//   skein_peer MODEL fp32|bf16|int8|int8a8 --json FILE [--threads N] [--tier NAME] [--rows
-//   1,4,16,32]
-//              [--prefill 256] [--seconds 2] [--logits FILE --prompt 1,2,3]
+//   skein_peer MODEL fp32|bf16|int8|int8a8 --json FILE [--threads N] [--tier NAME]
+//              [--rows 1,4,8,16,32] [--prefill 256] [--seconds 2] [--logits FILE --prompt 1,2,3]
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -18,7 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "bench/blocked_products.h"
 #include "bench/ceilings.h"
+#include "bench/conversion.h"
 #include "bench/weights.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
@@ -31,7 +31,7 @@ struct Options {
   std::string model, weights, tier, json, logits;
   int threads = 0, prefill = 256;
   double seconds = 2;
-  std::vector<int32_t> rows = {1, 4, 16, 32}, prompt;
+  std::vector<int32_t> rows = {1, 4, 8, 16, 32}, prompt;
 };
 
 class Peer {
@@ -43,8 +43,13 @@ class Peer {
         stream_(device.NewStream()),
         most_rows_(*std::max_element(options.rows.begin(), options.rows.end())),
         states_(device, most_rows_ * model.config().state_floats() * sizeof(float)) {
-    bandwidth_ = bench::ReadBandwidth(device, *stream_, WeightBytes());
-    peak_ = bench::PeakFlops(*stream_, device.info().tier, *bench::WeightsOf(options.weights));
+    const kernels::DType weights = *bench::WeightsOf(options.weights);
+    const std::string& tier = device.info().tier;
+    ceilings_ = {
+        {"read_bytes_per_second", bench::ReadBandwidth(device, *stream_, WeightBytes())},
+        {"register_flops", bench::PeakFlops(*stream_, tier, weights)},
+        {"cache_flops", bench::BlockedFlops(device, *stream_, weights)},
+        {"conversion_bytes_per_second", bench::ConversionBandwidth(device, *stream_, weights)}};
   }
 
   absl::Status WriteLogits() {
@@ -61,8 +66,7 @@ class Peer {
   nlohmann::json Run() {
     nlohmann::json result = {{"tier", device_.info().tier},
                              {"threads", device_.info().threads},
-                             {"read_bytes_per_second", bandwidth_},
-                             {"flops", peak_}};
+                             {"ceilings", ceilings_}};
     result["cells"]["prefill"] = Prefill();
     for (const int rows : options_.rows) result["cells"]["B" + std::to_string(rows)] = Decode(rows);
     return result;
@@ -131,7 +135,7 @@ class Peer {
   const std::unique_ptr<kernels::Stream> stream_;
   const int32_t most_rows_;
   const kernels::Buffer states_;
-  double bandwidth_ = 0, peak_ = 0;  // per second
+  nlohmann::json ceilings_;  // of this machine and these weights, per second
 };
 
 absl::Status Run(const Options& options) {
