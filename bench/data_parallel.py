@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 
+import figures
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # name: layers, width, context, batch, steps. Gradients of 4, 48 and 92 MB.
 SHAPES = {"L4 C128": (4, 128, 64, 12, 120), "L6 C384": (6, 384, 256, 8, 8), "L3 C768": (3, 768, 256, 4, 6)}
@@ -44,6 +46,10 @@ def start(options, shape, folder, batch, threads, launcher=()):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def speed(processes, folders):
     """The sum over runs that were made at the same time."""
     for process in processes:
@@ -51,8 +57,7 @@ def speed(processes, folders):
             sys.exit("skein-train failed")
     total = 0
     for folder in folders:
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        total += statistics.median([line["tokens_per_second"] for line in log][2:])
+        total += statistics.median([line["tokens_per_second"] for line in log_of(folder)][2:])
     return total
 
 
@@ -65,23 +70,23 @@ def measure(options, shape):
         together = speed([start(options, shape, folder / "mpi", batch, 1, mpirun)], [folder / "mpi"])
         folders = [folder / str(i) for i in range(n)]
         apart = speed([start(options, shape, f, batch // n, 1) for f in folders], folders)
+        losses = json.dumps([line["loss"] for line in log_of(folder / "mpi")])
     return {"shape": shape, "compute": options.compute, "processes": n, "one_process": threads, "processes_mpi": together,
-            "apart": apart}
+            "apart": apart, "hash_of_losses": figures.hash_of(losses.encode())}
 
 
 def main():
     options = parse()
     n = options.processes
-    print(f"tokens/s, {options.compute}    1 process of {n} threads   {n} processes of 1   {n} apart   ratio to apart")
+    print(f"tokens/s, {options.compute}    1 process of {n} threads   {n} processes of 1   {n} apart   ratio to apart   losses")
     rows = []
     for shape in SHAPES:
         for _ in range(options.rounds):
             row = measure(options, shape)
             rows.append(row)
             print(f"{shape:16} {row['one_process']:12.0f} {row['processes_mpi']:22.0f} {row['apart']:15.0f} "
-                  f"{row['processes_mpi'] / row['apart']:11.2f}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+                  f"{row['processes_mpi'] / row['apart']:11.2f}   {row['hash_of_losses']}", flush=True)
+    figures.write_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 over that of one alone.
 
     ~/.cache/skein/test-venv/bin/python bench/two_daemons.py --build build --model FILE [--set KEY=VALUE ...]
+                                                             [--json FILE]
 """
 
 import argparse
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import threading
 import time
+
+import figures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CASES = {
@@ -28,15 +31,15 @@ def halves():
 
 
 def measure(clients, tokens):
-    """Tokens a second of each client, all at once."""
-    rates = [0.0] * len(clients)
+    """Tokens a second of each client, all at once, and what the first one said."""
+    rates, said = [0.0] * len(clients), [None] * len(clients)
     together = threading.Barrier(len(clients))
 
     def one(i):
         clients[i].generate("Once upon a time", max_tokens=8)  # warm
         together.wait()
         began = time.monotonic()
-        clients[i].generate("Once upon a time", max_tokens=tokens, timeout=600)
+        said[i] = clients[i].generate("Once upon a time", max_tokens=tokens, timeout=600).ids
         rates[i] = tokens / (time.monotonic() - began)
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(len(clients))]
@@ -44,7 +47,9 @@ def measure(clients, tokens):
         thread.start()
     for thread in threads:
         thread.join()
-    return rates
+    if said != said[:1] * len(said):
+        raise SystemExit("two daemons with one model say different things")
+    return rates, figures.hash_of(repr(said[0]).encode())
 
 
 def main():
@@ -54,6 +59,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], help="key=value of both daemons")
+    parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     os.environ["SKEIN_BUILD"] = str(pathlib.Path(arguments.build).resolve())
     sys.path.insert(0, str(ROOT / "tests" / "python"))
@@ -64,17 +70,21 @@ def main():
     conftest.generate_protos()
     pb = conftest.load_protos()
     common = {"engine.slots": 4, **dict(pair.split("=", 1) for pair in arguments.set)}
-    print(f"{'':32} {'alone':>8} {'both at once':>18} {'sum / alone':>12}")
+    print(f"{'':32} {'alone':>8} {'both at once':>18} {'sum / alone':>12}   hash")
+    rows = []
     for name, settings in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             daemons = [Daemon(pathlib.Path(arguments.model).resolve(), folder, settings={**common, **own})
                        for own in settings or halves()]
             clients = [Client(pb, daemon.channel) for daemon in daemons]
-            alone = max(measure(clients[:1], arguments.tokens)[0] for _ in range(arguments.rounds))
-            both = max((measure(clients, arguments.tokens) for _ in range(arguments.rounds)), key=sum)
+            alone = max(measure(clients[:1], arguments.tokens)[0][0] for _ in range(arguments.rounds))
+            both, said = max((measure(clients, arguments.tokens) for _ in range(arguments.rounds)),
+                             key=lambda rates_and_hash: sum(rates_and_hash[0]))
             for daemon in daemons:
                 daemon.stop()
-        print(f"{name:32} {alone:8.1f} {both[0]:8.1f} {both[1]:8.1f}  {sum(both) / alone:12.2f}", flush=True)
+        print(f"{name:32} {alone:8.1f} {both[0]:8.1f} {both[1]:8.1f}  {sum(both) / alone:12.2f}   {said}", flush=True)
+        rows.append({"case": name, "alone": alone, "both": both, "hash": said})
+    figures.write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":
