@@ -165,6 +165,7 @@ void TrainingRun::Introduce(const std::string& compute, int threads) const {
 }
 
 absl::Status TrainingRun::Train(const std::atomic<bool>& stop) {
+  begin_ = std::chrono::steady_clock::now();
   SKEIN_RETURN_IF_ERROR(processes_->Agree(SaveInitial()));
   // The state of the last step is written after the last validation.
   const bool finished = resumed_ && progress_.step == config_.train.steps;
@@ -256,6 +257,7 @@ void TrainingRun::MaybeValidate(bool last) {
   report.step = progress_.step;
   report.loss = evaluation.loss;
   report.bits_per_byte = evaluation.bits_per_byte;
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
   report.best = progress_.best_loss == 0 || report.loss < progress_.best_loss;
   if (processes_->lead()) AddTexts(&report);
   reporter_->Validation(report);

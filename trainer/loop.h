@@ -3,6 +3,7 @@
 // the lead have no run folder and say nothing.
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -78,6 +79,7 @@ class TrainingRun {
   std::unique_ptr<GradientBuckets> gradients_;
   std::unique_ptr<Reporter> reporter_;
   std::string result_;
+  std::chrono::steady_clock::time_point begin_;  // of Train
 };
 
 }  // namespace skein::trainer

@@ -106,6 +106,7 @@ void Reporter::Validation(const ValidationReport& r) {
   json object = {{"step", r.step},
                  {"validation_loss", r.loss},
                  {"bits_per_byte", r.bits_per_byte},
+                 {"seconds", r.seconds},
                  {"samples", r.samples}};
   std::vector<std::pair<std::string, double>> scalars = {
       {"validation/loss", r.loss}, {"validation/bits_per_byte", r.bits_per_byte}};

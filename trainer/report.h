@@ -17,6 +17,7 @@ namespace skein::trainer {
 struct ValidationReport {
   int64_t step = 0;
   double loss = 0, bits_per_byte = 0;
+  double seconds = 0;  // that this process has trained, this validation included
   double recall = -1;  // of the demo; -1: none
   bool best = false;
   std::vector<std::string> samples;

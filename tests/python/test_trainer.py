@@ -157,7 +157,9 @@ def test_log_has_every_step_and_the_loss_falls(whole):
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1] - 1
-    assert any("bits_per_byte" in line for line in lines)
+    validations = [line for line in lines if "bits_per_byte" in line]
+    seconds = [line["seconds"] for line in validations]
+    assert len(seconds) == 3 and 0 < seconds[0] < seconds[1] < seconds[2]
 
 
 def test_samples_of_any_bytes_do_not_harm_a_terminal(tmp_path):
