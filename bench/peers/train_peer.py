@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """skein-train beside a plain PyTorch loop of the same model on the same text, in one run: tokens per second.
 
-    train_peer.py [--build build] [--config trainer/configs/tiny-shakespeare.yaml] [--steps 60] [--threads N]
-                  [--json FILE]
+    train_peer.py [--build build] [--config trainer/configs/tiny-shakespeare.yaml] [--steps 60] [--seconds 60]
+                  [--threads N] [--json FILE]
 
 The loop is autograd over tests/interop/rwkv7_reference.py (tested against the trainer's gradients), F.cross_entropy,
 clip_grad_norm_ and torch.optim.AdamW(fused=True). It starts from the weights that skein-train starts from. Four
 variants: the recurrence token by token or in chunks of 16 (below), in fp32 or with bf16 autocast; the fastest counts.
-Both run by turns. Run by the Python of the interop environment.
+Each makes a few steps; those near the fastest go on by turns until they have made all steps or the seconds are over.
+skein-train runs before and after them. Run by the Python of the interop environment.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import rwkv7_reference as reference  # noqa: E402
 
 CHUNK = 16
 PEAK_LR, BETAS, DECAY = 2e-3, (0.9, 0.99), 0.1
+FEW, NEAR = 5, 1.5  # steps that each variant makes; how many times the fastest one's time it may take to go on
 looped = reference.wkv7
 
 
@@ -109,9 +111,33 @@ class Loop:
         self.seconds.append(time.perf_counter() - begin)
         self.losses.append(float(loss.detach()))
 
+    def typical(self):
+        """Seconds of a step. The first two are warm-up."""
+        return statistics.median(self.seconds[2:])
+
     def figures(self):
-        return {"tokens_per_second": self.B * self.T / statistics.median(self.seconds[2:]),
-                "loss": statistics.mean(self.losses[-len(self.losses) // 4:])}
+        return {"tokens_per_second": self.B * self.T / self.typical(), "steps": len(self.seconds),
+                "loss": late_loss(self.losses)}
+
+
+def late_loss(losses):
+    """The mean of the last quarter."""
+    return statistics.mean(losses[-(len(losses) // 4):])
+
+
+def train(loops, steps, seconds):
+    """A few steps each, then those near the fastest by turns."""
+    end = time.monotonic() + seconds
+    for loop in loops:
+        for _ in range(min(steps, FEW)):
+            loop.step()
+    fastest = min(loop.typical() for loop in loops)
+    near = [loop for loop in loops if loop.typical() < NEAR * fastest]
+    for _ in range(steps - FEW):
+        for loop in near:
+            if time.monotonic() > end:
+                return
+            loop.step()
 
 
 def run_skein(program, config, steps, threads, folder):
@@ -130,10 +156,10 @@ def run_skein(program, config, steps, threads, folder):
     return steps, done.stdout
 
 
-def summary(steps):
-    speeds = [line["tokens_per_second"] for line in steps[2:]]
-    return {"tokens_per_second": statistics.median(speeds),
-            "loss": statistics.mean(line["loss"] for line in steps[-len(steps) // 4:])}
+def summary(steps, compared):
+    """The loss after as many steps as the plain loop made."""
+    return {"tokens_per_second": statistics.median(line["tokens_per_second"] for line in steps[2:]), "steps": len(steps),
+            "loss": late_loss([line["loss"] for line in steps[:compared]])}
 
 
 def main():
@@ -141,9 +167,12 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build")
     parser.add_argument("--config", type=pathlib.Path, default=ROOT / "trainer/configs/tiny-shakespeare.yaml")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="of the plain loops, all together")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
+    if options.steps <= FEW:
+        parser.error(f"--steps: more than {FEW}")
 
     import yaml
     from safetensors.torch import load_file
@@ -156,28 +185,25 @@ def main():
     text = torch.frombuffer(bytearray(raw), dtype=torch.uint8).long() + 1
     with tempfile.TemporaryDirectory(prefix="skein-train-peer-") as folder:
         program = options.build / "bin/skein-train"
-        ours, said = [], ""
         first, said = run_skein(program, options.config, options.steps, options.threads, pathlib.Path(folder) / "1")
         start = load_file(pathlib.Path(folder) / "1/initial.safetensors")
         loops = {f"{kind}, {dtype}": Loop(start, recurrence, dtype == "bf16", text, B, T)
                  for kind, recurrence in (("token by token", looped), ("chunks of 16", chunked))
                  for dtype in ("fp32", "bf16")}
-        for _ in range(options.steps):
-            for loop in loops.values():
-                loop.step()
+        train(list(loops.values()), options.steps, options.seconds)
         second, _ = run_skein(program, options.config, options.steps, options.threads, pathlib.Path(folder) / "2")
-        ours = max((summary(first), summary(second)), key=lambda f: f["tokens_per_second"])
     plain = {name: loop.figures() for name, loop in loops.items()}
     best = max(plain.values(), key=lambda f: f["tokens_per_second"])
+    ours = max((summary(run, best["steps"]) for run in (first, second)), key=lambda f: f["tokens_per_second"])
     ratio = ours["tokens_per_second"] / best["tokens_per_second"]
     compute = next((line.strip() for line in said.splitlines() if "fp32" in line or "bf16" in line), "")
-    print(f"{options.config.name}: {B} x {T} tokens a step, {options.steps} steps, {options.threads} threads, load "
-          f"{os.getloadavg()[0]:.1f}; skein-train: {compute}\n")
-    print("| | tokens/s | mean loss of the last quarter |\n|---|---|---|")
+    print(f"{options.config.name}: {B} x {T} tokens a step, {options.threads} threads, load {os.getloadavg()[0]:.1f}; "
+          f"skein-train: {compute}\n")
+    print("| | tokens/s | steps | loss, mean of their last quarter |\n|---|---|---|---|")
     for name, f in plain.items():
-        print(f"| plain PyTorch, {name} | {f['tokens_per_second']:.0f} | {f['loss']:.3f} |")
-    print(f"| skein-train | {ours['tokens_per_second']:.0f} | {ours['loss']:.3f} |")
-    print(f"| ratio to the best | {ratio:.2f} | |")
+        print(f"| plain PyTorch, {name} | {f['tokens_per_second']:.0f} | {f['steps']} | {f['loss']:.3f} |")
+    print(f"| skein-train | {ours['tokens_per_second']:.0f} | {ours['steps']} | {ours['loss']:.3f} after {best['steps']} |")
+    print(f"| ratio to the best | {ratio:.2f} | | |")
     if options.json:
         options.json.write_text(json.dumps({"plain": plain, "skein": ours, "ratio": ratio}, indent=1) + "\n")
 
