@@ -23,6 +23,7 @@
 #include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
 #include "trainer/optimizer.h"
+#include "trainer/tensor_memory.h"
 
 namespace skein::trainer {
 namespace {
@@ -119,6 +120,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 100000));
   app.add_option("--json", json_path, "also write the figures there");
   CLI11_PARSE(app, argc, argv);
+  UseTensorMemory();  // as skein-train does
   std::printf("%d threads\n", SetUpThreads(threads));
   nlohmann::json results = nlohmann::json::array();
   for (const Shape& shape : kShapes) {

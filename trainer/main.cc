@@ -21,6 +21,7 @@
 #include "trainer/config.h"
 #include "trainer/data_parallel.h"
 #include "trainer/loop.h"
+#include "trainer/tensor_memory.h"
 
 namespace skein::trainer {
 namespace {
@@ -154,6 +155,7 @@ int Exit(const absl::Status& status) {
 
 int Main(int argc, char** argv) {
   BoundThreadSpinning(argv);
+  UseTensorMemory();
   Config config;
   base::YamlSchema schema;
   Describe(&config, &schema);
