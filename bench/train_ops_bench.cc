@@ -109,8 +109,10 @@ class Bench {
                                      mixed_.data(),
                                      rows_.data(),
                                      rows_.data() + s_.R()};
-    const AddNormMixBackward<float> q{s_.B, s_.T, s_.C, 6,       p.sum, p.mean,        p.rstd,
-                                      A(2), A(3), A(4), nullptr, A(6),  mixed_.data(), A(7)};
+    const float* d_mixed[6];
+    for (int64_t m = 0; m < 6; ++m) d_mixed[m] = mixed_.data() + m * s_.R() * s_.C;
+    const AddNormMixBackward<float> q{s_.B, s_.T, s_.C, 6,       p.sum, p.mean,  p.rstd,
+                                      A(2), A(3), A(4), nullptr, A(6),  d_mixed, A(7)};
     Blocks([&](int64_t begin, int64_t end) { ops.add_norm_mix(p, begin, end); });
     Blocks(
         [&](int64_t begin, int64_t end) { ops.add_norm_mix_grad(q, begin, end, partial_.data()); });

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 namespace skein::kernels {
 
@@ -17,12 +18,11 @@ namespace skein::kernels {
 // mixed[m] = n + (prev - n) * mix[m].
 // x, delta [B, T, C] (delta optional), ln_weight, ln_bias [C], mix [M, C], reset bool [B, T]
 // optional
-// -> (x' [B, T, C], mixed [M, B, T, C])
-std::tuple<at::Tensor, at::Tensor> AddNormMix(const at::Tensor& x,
-                                              const std::optional<at::Tensor>& delta,
-                                              const at::Tensor& ln_weight,
-                                              const at::Tensor& ln_bias, const at::Tensor& mix,
-                                              const std::optional<at::Tensor>& reset, double eps);
+// -> (x' [B, T, C], M times mixed [B, T, C])
+std::tuple<at::Tensor, std::vector<at::Tensor>> AddNormMix(
+    const at::Tensor& x, const std::optional<at::Tensor>& delta, const at::Tensor& ln_weight,
+    const at::Tensor& ln_bias, const at::Tensor& mix, const std::optional<at::Tensor>& reset,
+    double eps);
 
 // k, a_raw, v [B, T, C]; v_raw, v_first [B, T, C] absent in layer 0; k_k, k_a [C]; H heads.
 // -> (k', v', a = -kk, b = kk * sigmoid(a_raw)), all [B, T, C]

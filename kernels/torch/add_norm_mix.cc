@@ -1,5 +1,9 @@
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "kernels/torch/common.h"
 #include "kernels/torch_ops.h"
@@ -10,7 +14,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What the backward pass reads beside the inputs.
+// The mixes are one tensor here, and as many as there are outside: so their gradients need not be
+// put together. The rest is what the backward pass reads beside the inputs.
 struct AddNormMixResult {
   at::Tensor sum, mixed, mean, rstd;
 };
@@ -51,19 +56,25 @@ AddNormMixResult Forward(const at::Tensor& x, const OptionalTensor& delta,
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> Cpu(const at::Tensor& x, const OptionalTensor& delta,
-                                       const at::Tensor& ln_weight, const at::Tensor& ln_bias,
-                                       const at::Tensor& mix, const OptionalTensor& reset,
-                                       double eps) {
-  AddNormMixResult out = Forward(x, delta, ln_weight, ln_bias, mix, reset, eps);
-  return {out.sum, out.mixed};
+using SumAndMixes = std::tuple<at::Tensor, variable_list>;
+
+SumAndMixes Cpu(const at::Tensor& x, const OptionalTensor& delta, const at::Tensor& ln_weight,
+                const at::Tensor& ln_bias, const at::Tensor& mix, const OptionalTensor& reset,
+                double eps) {
+  const AddNormMixResult out = Forward(x, delta, ln_weight, ln_bias, mix, reset, eps);
+  return {out.sum, out.mixed.unbind(0)};
 }
 
 template <class Real>
 variable_list Backward(const variable_list& saved, const at::Tensor& d_sum,
-                       const at::Tensor& d_mixed) {
+                       const variable_list& d_mixed) {
   const at::Tensor &sum = saved[0], &ln_weight = saved[3], &mix = saved[5];
-  const at::Tensor mixed_grad = d_mixed.contiguous();
+  variable_list mixed_grads;
+  std::vector<const Real*> mixed_data;
+  for (const at::Tensor& d : d_mixed) {
+    mixed_grads.push_back(d.defined() ? d.contiguous() : at::zeros_like(sum));
+    mixed_data.push_back(Data<Real>(mixed_grads.back()));
+  }
   const at::Tensor sum_grad = d_sum.defined() ? d_sum.contiguous() : at::Tensor();
   const at::Tensor d_x = at::empty_like(sum);
   train::AddNormMixBackward<Real> p;
@@ -71,7 +82,7 @@ variable_list Backward(const variable_list& saved, const at::Tensor& d_sum,
   p.sum = Data<Real>(sum), p.mean = Data<Real>(saved[1]), p.rstd = Data<Real>(saved[2]);
   p.ln_weight = Data<Real>(ln_weight), p.ln_bias = Data<Real>(saved[4]), p.mix = Data<Real>(mix);
   p.reset = Data<bool>(MaybeTensor(saved[6]));
-  p.d_sum = Data<Real>(MaybeTensor(sum_grad)), p.d_mixed = Data<Real>(mixed_grad),
+  p.d_sum = Data<Real>(MaybeTensor(sum_grad)), p.d_mixed = mixed_data.data(),
   p.d_x = Out<Real>(d_x);
   const auto& ops = train::ActiveTrainOps<Real>();
   const at::Tensor weights = SumOverRowBlocks<Real>(p.B * p.T, {p.M + 2, p.C}, sum.options(),
@@ -94,30 +105,34 @@ class AddNormMixFunction : public torch::autograd::Function<AddNormMixFunction> 
     ctx->save_for_backward({out.sum, out.mean, out.rstd, ln_weight.contiguous(),
                             ln_bias.contiguous(), mix.contiguous(),
                             reset.has_value() ? reset->contiguous() : at::Tensor()});
-    return {out.sum, out.mixed};
+    variable_list outputs = out.mixed.unbind(0);
+    outputs.insert(outputs.begin(), out.sum);
+    return outputs;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("add_norm_mix");
+    const BackwardScope scope("add_norm_mix");
     const at::Tensor none;
     const bool has_delta = ctx->saved_data["has_delta"].toBool();
-    if (!grads[1].defined()) {  // nobody used the mixes: x' = x + delta is all there is
+    const variable_list d_mixed(grads.begin() + 1, grads.end());
+    const auto used = [](const at::Tensor& d) { return d.defined(); };
+    if (std::none_of(d_mixed.begin(), d_mixed.end(), used)) {  // x' = x + delta is all there is
       return {grads[0], has_delta ? grads[0] : none, none, none, none, none, none};
     }
     const variable_list saved = ctx->get_saved_variables();
     variable_list d = DispatchReal(saved[0], "add_norm_mix", [&]<class Real>() {
-      return Backward<Real>(saved, grads[0], grads[1]);
+      return Backward<Real>(saved, grads[0], d_mixed);
     });
     return {d[0], has_delta ? d[0] : none, d[1], d[2], d[3], none, none};
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> Differentiable(const at::Tensor& x, const OptionalTensor& delta,
-                                                  const at::Tensor& ln_weight,
-                                                  const at::Tensor& ln_bias, const at::Tensor& mix,
-                                                  const OptionalTensor& reset, double eps) {
-  variable_list out = AddNormMixFunction::apply(x, delta, ln_weight, ln_bias, mix, reset, eps);
-  return {out[0], out[1]};
+SumAndMixes Differentiable(const at::Tensor& x, const OptionalTensor& delta,
+                           const at::Tensor& ln_weight, const at::Tensor& ln_bias,
+                           const at::Tensor& mix, const OptionalTensor& reset, double eps) {
+  const variable_list out =
+      AddNormMixFunction::apply(x, delta, ln_weight, ln_bias, mix, reset, eps);
+  return {out[0], variable_list(out.begin() + 1, out.end())};
 }
 
 TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("add_norm_mix", Cpu); }
@@ -125,11 +140,10 @@ TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("add_norm_mix", Differentiable);
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> AddNormMix(const at::Tensor& x,
-                                              const std::optional<at::Tensor>& delta,
-                                              const at::Tensor& ln_weight,
-                                              const at::Tensor& ln_bias, const at::Tensor& mix,
-                                              const std::optional<at::Tensor>& reset, double eps) {
+std::tuple<at::Tensor, std::vector<at::Tensor>> AddNormMix(
+    const at::Tensor& x, const std::optional<at::Tensor>& delta, const at::Tensor& ln_weight,
+    const at::Tensor& ln_bias, const at::Tensor& mix, const std::optional<at::Tensor>& reset,
+    double eps) {
   static const auto op = FindOperator<decltype(AddNormMix)>("skein::add_norm_mix");
   return op.call(x, delta, ln_weight, ln_bias, mix, reset, eps);
 }

@@ -3,6 +3,7 @@
 // dispatcher.
 
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -116,12 +117,18 @@ inline OptionalTensor MaybeTensor(const at::Tensor& t) {
   return t.defined() ? OptionalTensor(t) : std::nullopt;
 }
 
-// First line of every backward: gradients of gradients would come out as zeros, so they are
-// refused.
-inline void RefuseDoubleBackward(const char* op) {
-  TORCH_CHECK(!at::GradMode::is_enabled(), "skein::", op,
-              " cannot be differentiated twice (create_graph=True)");
-}
+// First line of every backward. Gradients of gradients would come out as zeros, so they are
+// refused; and what the rest of it calls goes past autograd, which has nothing to record there.
+class BackwardScope {
+ public:
+  explicit BackwardScope(const char* op) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "skein::", op,
+                " cannot be differentiated twice (create_graph=True)");
+  }
+
+ private:
+  at::AutoDispatchBelowADInplaceOrView guard_;
+};
 
 // The operator skein::<name>, with the signature of its C++ function.
 template <class Function>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/torch/common.h"
+#include "kernels/torch/product.h"
 #include "kernels/torch_ops.h"
 
 namespace skein::kernels {
@@ -47,17 +48,44 @@ std::pair<int64_t, double> CountRows(const int64_t* labels, const Real* weights,
   return {used, sum};
 }
 
-// bf16 values kept in the type of the computation: the products of two are exact and are summed up
-// in fp32.
-at::Tensor Rounded(const at::Tensor& t, bool to_bf16) {
-  return to_bf16 ? t.to(at::kBFloat16).to(t.scalar_type()) : t;
-}
+// The products of head and rows. In bf16 they are the tier's own where it has one, which rounds all
+// its factors itself, the gradients of the logits too. Elsewhere x and head are rounded once and
+// multiplied in the type of the computation: LibTorch's bf16 product would round the logits.
+class Products {
+ public:
+  Products(const at::Tensor& x, const at::Tensor& head, bool bf16)
+      : tier_(bf16 && HasTierProduct(x.scalar_type())),
+        x_(Rounded(x, bf16 && !tier_)),
+        head_(Rounded(head, bf16 && !tier_)) {}
+
+  const at::Tensor& x() const { return x_; }
+  const at::Tensor& head() const { return head_; }
+
+  // c = a b
+  void Multiply(const at::Tensor& a, const at::Tensor& b, at::Tensor c) const {
+    if (tier_) return TierProduct(a, b, {}, c);
+    at::mm_out(c, a, b);
+  }
+  // c += a b
+  void Add(const at::Tensor& a, const at::Tensor& b, at::Tensor c) const {
+    if (tier_) return AddTierProduct(a, b, c);
+    at::addmm_out(c, c, a, b);
+  }
+
+ private:
+  static at::Tensor Rounded(const at::Tensor& t, bool to_bf16) {
+    return to_bf16 ? t.to(at::kBFloat16).to(t.scalar_type()) : t;
+  }
+
+  const bool tier_;
+  const at::Tensor x_, head_;
+};
 
 template <class Real>
 Result Run(const at::Tensor& x_in, const at::Tensor& head_in, const at::Tensor& labels,
            const OptionalTensor& weights, const Options& options, bool gradient) {
-  const at::Tensor x = Rounded(x_in, options.compute_bf16),
-                   head = Rounded(head_in, options.compute_bf16);
+  const Products products(x_in, head_in, options.compute_bf16);
+  const at::Tensor &x = products.x(), &head = products.head();
   const int64_t rows = x.size(0), V = head.size(0),
                 chunk = std::min(std::max<int64_t>(rows, 1), ChunkRows(V));
   const int64_t* label = Data<int64_t>(labels);
@@ -78,8 +106,8 @@ Result Run(const at::Tensor& x_in, const at::Tensor& head_in, const at::Tensor& 
   double loss_sum = 0, square_sum = 0;
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
-    at::Tensor part = logits.narrow(0, 0, count), x_part = x.narrow(0, first, count);
-    at::mm_out(part, x_part, head.t());
+    const at::Tensor part = logits.narrow(0, 0, count), x_part = x.narrow(0, first, count);
+    products.Multiply(x_part, head.t(), part);
     train::CrossEntropyArgs<Real> p;
     p.V = V, p.labels = label + first, p.weights = weight != nullptr ? weight + first : nullptr;
     p.inv_norm = inv_norm, p.l2 = options.l2wrap * inv_rows, p.gradient = gradient;
@@ -91,9 +119,8 @@ Result Run(const at::Tensor& x_in, const at::Tensor& head_in, const at::Tensor& 
       square_sum += squares[i];
     }
     if (!gradient) continue;
-    at::Tensor d_x_part = out.d_x.narrow(0, first, count);
-    at::mm_out(d_x_part, part, head);
-    at::addmm_out(out.d_head, out.d_head, part.t(), x_part);
+    products.Multiply(part, head, out.d_x.narrow(0, first, count));
+    products.Add(part.t(), x_part, out.d_head);
   }
   const double loss = loss_sum * inv_norm + 0.5 * options.l2wrap * square_sum * inv_rows;
   out.loss = at::full({}, loss, x.options());
@@ -139,7 +166,7 @@ class HeadCrossEntropyFunction : public torch::autograd::Function<HeadCrossEntro
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("head_cross_entropy");
+    const BackwardScope scope("head_cross_entropy");
     const variable_list saved = ctx->get_saved_variables();
     variable_list d(8);
     d[0] = at::mul(saved[0], grads[0]);

@@ -13,6 +13,7 @@
 #include <torch/library.h>
 
 #include "kernels/torch/common.h"
+#include "kernels/torch/product.h"
 #include "kernels/torch_ops.h"
 
 namespace skein::kernels {
@@ -21,26 +22,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// a [M, K], b [K, N], both contiguous or the transposition of what is.
-at::Tensor TierProduct(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
-  const at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
-  train::ProductArgs p;
-  p.M = a.size(0), p.N = b.size(1), p.K = a.size(1);
-  p.a = Data<float>(a), p.a_row = a.stride(0), p.a_column = a.stride(1);
-  p.b = Data<float>(b), p.b_row = b.stride(0), p.b_column = b.stride(1);
-  p.bias = Data<float>(MaybeTensor(bias)), p.c = Out<float>(c);
-  const auto& ops = train::ActiveTrainOps<float>();
-  ParallelRange((p.M + train::kProductRows - 1) / train::kProductRows, 1,
-                [&](int64_t begin, int64_t end) { ops.product(p, begin, end); });
-  return c;
-}
-
 // a b + bias (which may be undefined).
 at::Tensor Multiply(const at::Tensor& a, const at::Tensor& b, bool bf16,
                     const at::Tensor& bias = {}) {
   if (!bf16) return bias.defined() ? at::addmm(bias, a, b) : at::mm(a, b);
-  if (a.scalar_type() == at::kFloat && train::ActiveTrainOps<float>().product != nullptr)
-    return TierProduct(a, b, bias);
+  if (HasTierProduct(a.scalar_type())) {
+    const at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
+    TierProduct(a, b, bias, c);
+    return c;
+  }
   at::Tensor c = at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)).to(a.scalar_type());
   return bias.defined() ? c.add_(bias) : c;
 }
@@ -72,7 +62,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("linear");
+    const BackwardScope scope("linear");
     const variable_list saved = ctx->get_saved_variables();
     const bool bf16 = ctx->saved_data["bf16"].toBool();
     const at::Tensor d_y = Rows(grads[0]), x = Rows(saved[0]), w = saved[1].contiguous();
@@ -137,7 +127,7 @@ class LowRankFunction : public torch::autograd::Function<LowRankFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("low_rank");
+    const BackwardScope scope("low_rank");
     const variable_list saved = ctx->get_saved_variables();
     const bool bf16 = ctx->saved_data["bf16"].toBool();
     const at::Tensor d_y = Rows(grads[0]), x = Rows(saved[0]), w1 = saved[1].contiguous(),

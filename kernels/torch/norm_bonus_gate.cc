@@ -94,7 +94,7 @@ class NormBonusGateFunction : public torch::autograd::Function<NormBonusGateFunc
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("norm_bonus_gate");
+    const BackwardScope scope("norm_bonus_gate");
     const Inputs in = ctx->get_saved_variables();
     const double eps = ctx->saved_data["eps"].toDouble();
     const at::Tensor d_out = grads[0].contiguous();

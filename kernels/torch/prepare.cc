@@ -104,7 +104,7 @@ class PrepareFunction : public torch::autograd::Function<PrepareFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("prepare");
+    const BackwardScope scope("prepare");
     const variable_list s = ctx->get_saved_variables();
     const Inputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["H"].toInt()};
     for (at::Tensor& grad : grads) grad = grad.contiguous();

@@ -8,7 +8,7 @@ TORCH_LIBRARY(skein, m) {
   m.def(
       "add_norm_mix(Tensor x, Tensor? delta, Tensor ln_weight, Tensor ln_bias, Tensor mix, Tensor? "
       "reset, float eps) -> "
-      "(Tensor, Tensor)");
+      "(Tensor, Tensor[])");
   m.def(
       "prepare(Tensor k, Tensor v, Tensor a_raw, Tensor? v_raw, Tensor? v_first, Tensor k_k, "
       "Tensor k_a, int H) -> "

@@ -35,7 +35,7 @@ class ReluSquaredFunction : public torch::autograd::Function<ReluSquaredFunction
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("relu_squared");
+    const BackwardScope scope("relu_squared");
     const at::Tensor x = ctx->get_saved_variables()[0], d_out = grads[0].contiguous(),
                      d_x = at::empty_like(x);
     DispatchReal(x, "relu_squared", [&]<class Real>() {

@@ -125,7 +125,7 @@ class Wkv7Function : public torch::autograd::Function<Wkv7Function> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    RefuseDoubleBackward("wkv7");
+    const BackwardScope scope("wkv7");
     const variable_list s = ctx->get_saved_variables();
     const Inputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["H"].toInt()};
     const Outputs out{at::Tensor(), s[8], s[9], s[10]};

@@ -105,7 +105,7 @@ void PlainAddNormMix(const AddNormMixForward<Real>& p, int64_t begin, int64_t en
 template <class Real>
 void PlainAddNormMixGrad(const AddNormMixBackward<Real>& p, int64_t begin, int64_t end,
                          Real* partial) {
-  const int64_t C = p.C, R = p.B * p.T, M = p.M;
+  const int64_t C = p.C, M = p.M;
   Scratch<Real> n(C), prev(C), xhat(C), d_n(C);
   Real* d_mix = partial;
   Real* d_weight = partial + M * C;
@@ -122,10 +122,10 @@ void PlainAddNormMixGrad(const AddNormMixBackward<Real>& p, int64_t begin, int64
     for (int64_t c = 0; c < C; ++c) {
       Real d = 0;
       for (int64_t m = 0; m < M; ++m) {
-        const Real g = p.d_mixed[(m * R + row) * C + c];
+        const Real g = p.d_mixed[m][row * C + c];
         d += g * (1 - p.mix[m * C + c]);
         d_mix[m * C + c] += g * (prev[c] - n[c]);
-        if (has_next) d += p.d_mixed[(m * R + row + 1) * C + c] * p.mix[m * C + c];
+        if (has_next) d += p.d_mixed[m][(row + 1) * C + c] * p.mix[m * C + c];
       }
       xhat[c] = (p.sum[row * C + c] - p.mean[row]) * p.rstd[row];
       d_weight[c] += d * xhat[c];
@@ -299,15 +299,17 @@ void PlainAdamW(const AdamWArgs& p, int64_t begin, int64_t end) {
 }
 
 void PlainProduct(const ProductArgs& p, int64_t begin, int64_t end) {
-  const int64_t last = std::min(p.M, end * kProductRows);
-  for (int64_t m = begin * kProductRows; m < last; ++m) {
-    for (int64_t n = 0; n < p.N; ++n) {
+  const int64_t first = begin * kProductLines, last = end * kProductLines;
+  const bool columns = p.by_columns();
+  for (int64_t m = columns ? 0 : first; m < (columns ? p.M : std::min(p.M, last)); ++m) {
+    for (int64_t n = columns ? first : 0; n < (columns ? std::min(p.N, last) : p.N); ++n) {
       float sum = 0;
       for (int64_t k = 0; k < p.K; ++k) {
         sum += RoundedToBf16(p.a[m * p.a_row + k * p.a_column]) *
                RoundedToBf16(p.b[k * p.b_row + n * p.b_column]);
       }
-      p.c[m * p.N + n] = sum + (p.bias != nullptr ? p.bias[n] : 0);
+      float& c = p.c[m * p.N + n];
+      c = sum + (p.add ? c : p.bias != nullptr ? p.bias[n] : 0);
     }
   }
 }

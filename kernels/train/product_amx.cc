@@ -6,7 +6,7 @@
 //   A's tile [16 lines][16 pairs of k], B's tile [16 pairs of k][16 lines]
 // so what is contiguous in k gives rows of A's tile and what is contiguous in lines rows of B's;
 // the other one is a transposition of 16 x 16 lanes. Then C goes by blocks of 32 x 32 over four
-// tiles.
+// tiles: a call packs one factor whole, and of the other some lines at a time.
 
 #include <immintrin.h>
 
@@ -21,6 +21,10 @@ namespace {
 
 constexpr int64_t kLines = 16, kDepth = 32, kTile = kLines * kDepth;  // bf16 values
 constexpr int64_t kBlock = 2 * kLines;
+static_assert(kBlock == kProductLines);
+// bf16 values of the factor that is cut which are packed at once: of a transposed one, neighbouring
+// lines lie in the same lines of the cache.
+constexpr int64_t kTogether = 1 << 16;
 
 int64_t Tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
@@ -64,42 +68,67 @@ void Transpose(__m512i* r) {
   std::copy_n(s, 16, r);
 }
 
+// 16 lines by 32 k at `from`, rounded, of which `lines` by `depth` exist; the rest is zero. Where k
+// lies contiguous: a row per line.
+template <bool kWhole>
+void LoadLines(const float* from, int64_t stride, int64_t lines, int64_t depth, __m512i* rows) {
+  const __mmask16 low = First(depth), high = First(depth - 16);
+  for (int i = 0; i < 16; ++i, from += stride) {
+    const bool exists = i < lines;
+    rows[i] = kWhole ? Round(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16))
+                     : Round(_mm512_maskz_loadu_ps(exists ? low : 0, from),
+                             _mm512_maskz_loadu_ps(exists ? high : 0, from + 16));
+  }
+}
+
+// Where lines lie contiguous: a row per pair of k.
+template <bool kWhole>
+void LoadPairs(const float* from, int64_t stride, int64_t lines, int64_t depth, __m512i* rows) {
+  alignas(64) static constexpr uint16_t kInterleave[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kInterleave);
+  const __mmask16 mask = First(lines);
+  for (int i = 0; i < 16; ++i, from += 2 * stride) {
+    const __m512i pair =
+        kWhole ? Round(_mm512_loadu_ps(from), _mm512_loadu_ps(from + stride))
+               : Round(_mm512_maskz_loadu_ps(2 * i < depth ? mask : 0, from),
+                       _mm512_maskz_loadu_ps(2 * i + 1 < depth ? mask : 0, from + stride));
+    rows[i] = _mm512_permutexvar_epi16(order, pair);
+  }
+}
+
 // The tile of lines from `line` and k from `k`; beyond the factor's ends it is zero.
 void PackTile(const Factor& f, int64_t line, int64_t k, bool lines_as_rows, uint16_t* tile) {
   const float* from = f.data + line * f.line_stride + k * f.k_stride;
   const bool along_k = f.k_stride == 1;
   const int64_t lines = f.lines - line, depth = f.K - k;
+  const bool whole = lines >= kLines && depth >= kDepth;
   __m512i rows[16];
   if (along_k) {
-    const __mmask16 low = First(depth), high = First(depth - 16);
-    for (int i = 0; i < 16; ++i) {
-      const float* row = from + i * f.line_stride;
-      const bool exists = i < lines;
-      rows[i] = Round(_mm512_maskz_loadu_ps(exists ? low : 0, row),
-                      _mm512_maskz_loadu_ps(exists ? high : 0, row + 16));
-    }
+    (whole ? LoadLines<true> : LoadLines<false>)(from, f.line_stride, lines, depth, rows);
   } else {
-    alignas(64) static constexpr uint16_t kInterleave[32] = {
-        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i order = _mm512_load_si512(kInterleave);
-    const __mmask16 mask = First(lines);
-    for (int64_t i = 0; i < 16; ++i) {
-      const float* row = from + 2 * i * f.k_stride;
-      const __m512 first = _mm512_maskz_loadu_ps(2 * i < depth ? mask : 0, row),
-                   second = _mm512_maskz_loadu_ps(2 * i + 1 < depth ? mask : 0, row + f.k_stride);
-      rows[i] = _mm512_permutexvar_epi16(order, Round(first, second));
-    }
+    (whole ? LoadPairs<true> : LoadPairs<false>)(from, f.k_stride, lines, depth, rows);
   }
   if (along_k != lines_as_rows) Transpose(rows);
   for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i * kDepth, rows[i]);
 }
 
-// Tiles in the order [block of 16 lines][block of 32 k].
+// Tiles in the order [block of 16 lines][block of 32 k], made in the order in which the factor lies
+// in memory.
 void Pack(const Factor& f, int64_t begin, int64_t end, bool lines_as_rows, uint16_t* tiles) {
-  for (int64_t line = begin; line < end; line += kLines) {
-    for (int64_t k = 0; k < f.K; k += kDepth, tiles += kTile) {
-      PackTile(f, line, k, lines_as_rows, tiles);
+  const int64_t blocks = (end - begin) / kLines, depth = Tiles(f.K, kDepth);
+  const auto pack = [&](int64_t block, int64_t k) {
+    PackTile(f, begin + block * kLines, k * kDepth, lines_as_rows,
+             tiles + (block * depth + k) * kTile);
+  };
+  if (f.k_stride == 1) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t k = 0; k < depth; ++k) pack(block, k);
+    }
+  } else {
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t block = 0; block < blocks; ++block) pack(block, k);
     }
   }
 }
@@ -136,8 +165,9 @@ void StoreBlock(const ProductArgs& p, const float* sums, int64_t m, int64_t n) {
     const __m512 bias =
         p.bias != nullptr ? _mm512_maskz_loadu_ps(mask, p.bias + n + j) : _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; ++i) {
-      _mm512_mask_storeu_ps(p.c + (m + i) * p.N + n + j, mask,
-                            _mm512_load_ps(sums + i * kBlock + j) + bias);
+      float* c = p.c + (m + i) * p.N + n + j;
+      const __m512 to = p.add ? _mm512_maskz_loadu_ps(mask, c) : bias;
+      _mm512_mask_storeu_ps(c, mask, _mm512_load_ps(sums + i * kBlock + j) + to);
     }
   }
 }
@@ -146,19 +176,28 @@ void StoreBlock(const ProductArgs& p, const float* sums, int64_t m, int64_t n) {
 
 void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end) {
   if (begin >= end) return;
+  const bool columns = p.by_columns();
   const Factor A{p.a, p.M, p.K, p.a_row, p.a_column}, B{p.b, p.N, p.K, p.b_column, p.b_row};
-  const int64_t depth = Tiles(p.K, kDepth), columns = Tiles(p.N, kBlock) * 2,
-                per_block = 2 * depth * kTile;
-  float* memory = ThreadScratch(kBlock * kBlock + (per_block + columns * depth * kTile + 1) / 2);
-  uint16_t* a = reinterpret_cast<uint16_t*>(memory + kBlock * kBlock);
-  uint16_t* b = a + per_block;
-  Pack(B, 0, columns * kLines, false, b);
+  const Factor &whole = columns ? A : B, &cut = columns ? B : A;
+  const int64_t depth = Tiles(p.K, kDepth), per_block = 2 * depth * kTile,
+                blocks = Tiles(whole.lines, kBlock);
+  const int64_t together = std::clamp<int64_t>(kTogether / per_block, 1, end - begin);
+  float* sums = ThreadScratch(kBlock * kBlock + ((blocks + together) * per_block + 1) / 2);
+  uint16_t* some = reinterpret_cast<uint16_t*>(sums + kBlock * kBlock);
+  uint16_t* all = some + together * per_block;
+  Pack(whole, 0, blocks * kBlock, columns, all);
   ConfigureTiles(kLines);
-  for (int64_t block = begin; block < end; ++block) {
-    Pack(A, block * kBlock, (block + 1) * kBlock, true, a);
-    for (int64_t n = 0; n < p.N; n += kBlock) {
-      MultiplyBlock(a, b + n / kLines * depth * kTile, depth, memory);
-      StoreBlock(p, memory, block * kBlock, n);
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t count = std::min(together, end - first);
+    Pack(cut, first * kBlock, (first + count) * kBlock, !columns, some);
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t* mine = some + i * per_block;
+      for (int64_t other = 0; other < blocks; ++other) {
+        const uint16_t* theirs = all + other * per_block;
+        MultiplyBlock(columns ? theirs : mine, columns ? mine : theirs, depth, sums);
+        StoreBlock(p, sums, (columns ? other : first + i) * kBlock,
+                   (columns ? first + i : other) * kBlock);
+      }
     }
   }
   _tile_release();

@@ -84,7 +84,7 @@ void NormGrad(const float* xhat, const float* d_xhat, float rstd, int64_t n, con
 // The mixes' part of one row of the backward pass: xhat and d_xhat of the row, sums into `partial`.
 void MixGrad(const AddNormMixBackward<float>& p, int64_t row, float* partial, float* xhat,
              float* d_xhat) {
-  const int64_t C = p.C, R = p.B * p.T, M = p.M;
+  const int64_t C = p.C, M = p.M;
   const bool has_previous = HasPrevious(p.reset, p.T, row);
   const bool has_next = (row + 1) % p.T != 0 && HasPrevious(p.reset, p.T, row + 1);
   const float* x = p.sum + row * C;
@@ -99,7 +99,7 @@ void MixGrad(const AddNormMixBackward<float>& p, int64_t row, float* partial, fl
     __m256 prev = _mm256_setzero_ps(), d = _mm256_setzero_ps();
     if (has_previous) prev = (l.Load(x - C + c) - prev_mean) * prev_rstd * weight + bias;
     for (int64_t m = 0; m < M; ++m) {
-      const float* grad = p.d_mixed + (m * R + row) * C + c;
+      const float* grad = p.d_mixed[m] + row * C + c;
       const __m256 g = l.Load(grad), mix = l.Load(p.mix + m * C + c);
       d += g - g * mix;
       if (has_next) d += l.Load(grad + C) * mix;

@@ -40,16 +40,16 @@ struct AddNormMixForward {
 template <class Real>
 struct AddNormMixBackward {
   int64_t B = 0, T = 0, C = 0, M = 0;
-  const Real* sum = nullptr;        // [R, C]
-  const Real* mean = nullptr;       // [R]
-  const Real* rstd = nullptr;       // [R]
-  const Real* ln_weight = nullptr;  // [C]
-  const Real* ln_bias = nullptr;    // [C]
-  const Real* mix = nullptr;        // [M, C]
-  const bool* reset = nullptr;      // [R] null
-  const Real* d_sum = nullptr;      // [R, C] null
-  const Real* d_mixed = nullptr;    // [M, R, C]
-  Real* d_x = nullptr;              // [R, C]; also the gradient of delta
+  const Real* sum = nullptr;             // [R, C]
+  const Real* mean = nullptr;            // [R]
+  const Real* rstd = nullptr;            // [R]
+  const Real* ln_weight = nullptr;       // [C]
+  const Real* ln_bias = nullptr;         // [C]
+  const Real* mix = nullptr;             // [M, C]
+  const bool* reset = nullptr;           // [R] null
+  const Real* d_sum = nullptr;           // [R, C] null
+  const Real* const* d_mixed = nullptr;  // [M] of [R, C]
+  Real* d_x = nullptr;                   // [R, C]; also the gradient of delta
 };
 
 // alpha = sigmoid(a_raw); kk = normalize_head(k * k_k); k' = k (1 + (alpha - 1) k_a); a = -kk; b =
@@ -173,9 +173,10 @@ struct CrossEntropyArgs {
   double* max_squared = nullptr;  // [rows] 0 where ignored
 };
 
-// c = bias + a b in fp32, of factors rounded to bf16. One stride of each factor is 1. Tasks are
-// blocks of kProductRows rows of c.
-inline constexpr int64_t kProductRows = 32;
+// c = bias + a b, or c += a b, in fp32, of factors rounded to bf16. One stride of each factor is 1.
+// Tasks are blocks of kProductLines lines of c: of rows, or of columns where there are more of
+// them, so that what every task needs whole is the smaller factor.
+inline constexpr int64_t kProductLines = 32;
 struct ProductArgs {
   int64_t M = 0, N = 0, K = 0;
   const float* a = nullptr;  // [M, K]
@@ -183,7 +184,11 @@ struct ProductArgs {
   const float* b = nullptr;  // [K, N]
   int64_t b_row = 0, b_column = 0;
   const float* bias = nullptr;  // [N] null
+  bool add = false;             // to c, without bias
   float* c = nullptr;           // [M, N]
+
+  bool by_columns() const { return N > M; }
+  int64_t tasks() const { return ((by_columns() ? N : M) + kProductLines - 1) / kProductLines; }
 };
 
 struct AdamWArgs {

@@ -44,7 +44,9 @@ void RunAddNormMix(const TrainOps<Real>& ops, Arrays<Real>& arrays, Random rando
   q.ln_weight = p.ln_weight, q.ln_bias = p.ln_bias, q.mix = p.mix;
   const Real* d_sum = arrays.In(random.Normal(R * C));
   if (delta) q.d_sum = d_sum;
-  q.d_mixed = arrays.In(random.Normal(M * R * C));
+  std::vector<const Real*> d_mixed(M);
+  for (const Real*& d : d_mixed) d = arrays.In(random.Normal(R * C));
+  q.d_mixed = d_mixed.data();
   q.d_x = arrays.Out(R * C);
   ops.add_norm_mix_grad(q, half, R, arrays.Out((M + 2) * C));
   ops.add_norm_mix_grad(q, 0, half, arrays.Out((M + 2) * C));

@@ -32,9 +32,10 @@ int32_t Rank(int64_t given, double factor, int64_t C) {
 
 // Residual add, norm, token shift and mixes; `seen` is what this norm's input was at the token
 // before, and becomes what it is at the last one.
-std::pair<Tensor, Tensor> NormMix(Tensor x, std::optional<Tensor> delta, const Tensor& ln_w,
-                                  const Tensor& ln_b, const Tensor& mix, const ForwardOptions& o,
-                                  Tensor* seen) {
+std::pair<Tensor, std::vector<Tensor>> NormMix(Tensor x, std::optional<Tensor> delta,
+                                               const Tensor& ln_w, const Tensor& ln_b,
+                                               const Tensor& mix, const ForwardOptions& o,
+                                               Tensor* seen) {
   const bool shifted = seen != nullptr && seen->defined();
   if (shifted) {  // the token before goes in front, and its row of the result is dropped
     if (delta.has_value()) x = x + *delta;
@@ -45,7 +46,9 @@ std::pair<Tensor, Tensor> NormMix(Tensor x, std::optional<Tensor> delta, const T
       kernels::AddNormMix(x, delta, ln_w, ln_b, mix, shifted ? std::nullopt : o.reset, kNormEps);
   if (seen != nullptr) *seen = sum.narrow(1, sum.size(1) - 1, 1).clone();
   if (!shifted) return {sum, mixed};
-  return {sum.narrow(1, 1, sum.size(1) - 1), mixed.narrow(2, 1, mixed.size(2) - 1)};
+  const auto rest = [](const Tensor& t) { return t.narrow(1, 1, t.size(1) - 1); };
+  for (Tensor& m : mixed) m = rest(m);
+  return {rest(sum), mixed};
 }
 
 // Zeroes elements with probability p and scales the others; mask number `place` of each sample.
@@ -153,9 +156,8 @@ Tensor Rwkv7::LowRank(const Tensor& x, int w1, int w2, int bias, const char* act
                           compute_bf16_);
 }
 
-Tensor Rwkv7::TimeMix(const Block& b, const Tensor& mixed, Tensor* v_first, const ForwardOptions& o,
-                      Tensor* wkv) const {
-  const std::vector<Tensor> x = mixed.unbind(0);
+Tensor Rwkv7::TimeMix(const Block& b, const std::vector<Tensor>& x, Tensor* v_first,
+                      const ForwardOptions& o, Tensor* wkv) const {
   const Tensor &xr = x[0], &xw = x[1], &xk = x[2], &xv = x[3], &xa = x[4], &xg = x[5];
   const Tensor r = Linear(xr, leaf(b.receptance));
   const Tensor w_raw = LowRank(xw, b.w1, b.w2, b.w0, "tanh");
@@ -183,7 +185,7 @@ Tensor Rwkv7::TimeMix(const Block& b, const Tensor& mixed, Tensor* v_first, cons
 }
 
 Tensor Rwkv7::ChannelMix(const Block& b, const Tensor& mixed) const {
-  return Linear(kernels::ReluSquared(Linear(mixed.squeeze(0), leaf(b.ffn_key))), leaf(b.ffn_value));
+  return Linear(kernels::ReluSquared(Linear(mixed, leaf(b.ffn_key))), leaf(b.ffn_value));
 }
 
 Tensor Rwkv7::Hidden(const Tensor& tokens, const ForwardOptions& o) const {
@@ -192,7 +194,8 @@ Tensor Rwkv7::Hidden(const Tensor& tokens, const ForwardOptions& o) const {
   Tensor x =
       at::layer_norm(at::embedding(leaf(emb_), tokens), {C}, leaf(ln0_w_), leaf(ln0_b_), kNormEps);
   x = Dropout(x, o, 0);
-  Tensor v_first, mixed;
+  Tensor v_first;
+  std::vector<Tensor> mixed;
   std::optional<Tensor> delta;
   for (size_t l = 0; l < blocks_.size(); ++l) {
     const Block& b = blocks_[l];
@@ -202,7 +205,7 @@ Tensor Rwkv7::Hidden(const Tensor& tokens, const ForwardOptions& o) const {
     delta = Dropout(TimeMix(b, mixed, &v_first, o, s ? &s->wkv : nullptr), o, 2 * l + 1);
     std::tie(x, mixed) = NormMix(x, delta, leaf(b.ln2_w), leaf(b.ln2_b), leaf(b.channel_mix), o,
                                  s ? &s->ffn_x : nullptr);
-    delta = Dropout(ChannelMix(b, mixed), o, 2 * l + 2);
+    delta = Dropout(ChannelMix(b, mixed[0]), o, 2 * l + 2);
   }
   return at::layer_norm(x + *delta, {C}, leaf(ln_out_w_), leaf(ln_out_b_), kNormEps);
 }

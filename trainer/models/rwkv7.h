@@ -64,7 +64,8 @@ class Rwkv7 {
   at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) const;  // w [out, in]
   // Of the leaves w1 [in, D], w2 [D, out] and bias [out], which may be -1.
   at::Tensor LowRank(const at::Tensor& x, int w1, int w2, int bias, const char* activation) const;
-  at::Tensor TimeMix(const Block& b, const at::Tensor& mixed, at::Tensor* v_first,
+  // `mixed`: for r, w, k, v, a, g.
+  at::Tensor TimeMix(const Block& b, const std::vector<at::Tensor>& mixed, at::Tensor* v_first,
                      const ForwardOptions& options, at::Tensor* wkv) const;
   at::Tensor ChannelMix(const Block& b, const at::Tensor& mixed) const;
 
