@@ -243,7 +243,8 @@ TEST_F(StoreTest, RegeneratingKeepsWhatItStartsFrom) {
     Make(options);
     for (int i = 0; i < 3; ++i) Turn("c", 10 * i);
     for (int i = 0; i < 5; ++i) {
-      EXPECT_FALSE(Peek("c", 2)->miss != Miss::kNone) << "history " << history << ", regeneration " << i;
+      EXPECT_FALSE(Peek("c", 2)->miss != Miss::kNone)
+          << "history " << history << ", regeneration " << i;
       Turn("c", 20, 2, 2);
       EXPECT_LE(store->gauges().snapshot_bytes, history * State(0)->bytes());
     }
