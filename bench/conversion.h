@@ -97,12 +97,4 @@ inline double CachedProductBandwidth(kernels::Device& device, kernels::Stream& s
   return static_cast<double>(bytes) * kProducts / t.best;
 }
 
-// The faster of both: what widening allows. Other weights than int8 have no plain loop here.
-inline double ConversionBandwidth(kernels::Device& device, kernels::Stream& stream,
-                                  kernels::DType weights) {
-  const double product = CachedProductBandwidth(device, stream, weights);
-  if (weights != kernels::DType::kI8) return product;
-  return std::max(product, WideningBandwidth(device, stream));
-}
-
 }  // namespace skein::bench

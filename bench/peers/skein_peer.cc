@@ -45,11 +45,14 @@ class Peer {
         states_(device, most_rows_ * model.config().state_floats() * sizeof(float)) {
     const kernels::DType weights = *bench::WeightsOf(options.weights);
     const std::string& tier = device.info().tier;
-    ceilings_ = {
-        {"read_bytes_per_second", bench::ReadBandwidth(device, *stream_, WeightBytes())},
-        {"register_flops", bench::PeakFlops(*stream_, tier, weights)},
-        {"cache_flops", bench::BlockedFlops(device, *stream_, weights)},
-        {"conversion_bytes_per_second", bench::ConversionBandwidth(device, *stream_, weights)}};
+    ceilings_ = {{"read_bytes_per_second", bench::ReadBandwidth(device, *stream_, WeightBytes())},
+                 {"register_flops", bench::PeakFlops(*stream_, tier, weights)},
+                 {"cache_flops", bench::BlockedFlops(device, *stream_, weights)},
+                 {"cached_product_bytes_per_second",
+                  bench::CachedProductBandwidth(device, *stream_, weights)},
+                 // Of int8 alone: other weights have no plain loop.
+                 {"widening_bytes_per_second",
+                  weights == kernels::DType::kI8 ? bench::WideningBandwidth(device, *stream_) : 0}};
   }
 
   absl::Status WriteLogits() {
