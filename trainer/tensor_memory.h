@@ -1,8 +1,8 @@
 #pragma once
 // Where the memory of tensors comes from. A training step takes the same sizes as the one before,
-// and frees all of them; what malloc gives back to the system in between comes again as pages that
-// have to be cleared, a fifth of a small model's step. Here a freed block waits for the next tensor
-// of its size, and blocks lie in huge pages.
+// and frees all of them. Here a freed block waits for the next tensor of its size, which finds it
+// in the cache, and nothing goes back to the system, whose pages have to be cleared; blocks lie in
+// huge pages.
 
 #include <cstdint>
 
