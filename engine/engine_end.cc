@@ -237,7 +237,9 @@ void EngineLoop::Retire(Sequence* sequence, End end, const absl::Status& status,
   report.timings = timings;
   report.total = now - sequence->submitted;
   report.restored_from = sequence->restored_from;
-  if (sequence->lease.has_value()) report.missed = MissName(sequence->lease->miss);
+  if (sequence->lease.has_value() && !report.restored_from.empty()) {
+    report.missed = MissName(sequence->lease->miss);
+  }
   report.reused_from = ReusedFrom(*sequence);
   report.score = sequence->score;
   report.tenant = sequence->tenant;

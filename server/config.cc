@@ -297,16 +297,6 @@ absl::Status ValidateModelNames(const ServerConfig& c) {
   return absl::OkStatus();
 }
 
-// Only a device can tell, so one is made.
-absl::Status ValidateCpu(const CpuConfig& cpu) {
-  if (cpu.tier.empty() && cpu.pin.empty()) return absl::OkStatus();
-  std::string error;
-  const auto device =
-      kernels::NewCpuDevice({static_cast<int>(cpu.threads), cpu.tier, cpu.pin}, &error);
-  if (device != nullptr) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
-}
-
 }  // namespace
 
 absl::Status Validate(const ServerConfig& c) {
@@ -328,7 +318,6 @@ absl::Status Validate(const ServerConfig& c) {
   SKEIN_RETURN_IF_ERROR(ValidateSecurity(c.listen, c.auth));
   SKEIN_RETURN_IF_ERROR(ValidatePrompts(c.prompts));
   SKEIN_RETURN_IF_ERROR(ValidateModelNames(c));
-  SKEIN_RETURN_IF_ERROR(ValidateCpu(c.cpu));
   double last = 0;
   for (double bucket : c.metrics.latency_buckets) {
     if (!(bucket > last)) {
@@ -338,6 +327,15 @@ absl::Status Validate(const ServerConfig& c) {
     last = bucket;
   }
   return absl::OkStatus();
+}
+
+absl::Status ValidateCpu(const CpuConfig& cpu) {
+  if (cpu.tier.empty() && cpu.pin.empty()) return absl::OkStatus();
+  std::string error;
+  const auto device =
+      kernels::NewCpuDevice({static_cast<int>(cpu.threads), cpu.tier, cpu.pin}, &error);
+  if (device != nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cpu: ", error));
 }
 
 int64_t ServerConfig::MemoryBytes() const {

@@ -69,7 +69,7 @@ struct AuthConfig {
 struct ModelSource {
   std::string path = "models/demo.safetensors";
   std::string name;              // empty: the file's name without folder and ending
-  std::string weights = "auto";  // "bf16", "fp32" or "auto"
+  std::string weights = "auto";  // or "bf16", "fp32", "int8", "int8a8"
   std::string vocabulary;        // World-format file, where the checkpoint does not bring its own
 
   // `name`, or what the path says.
@@ -207,5 +207,8 @@ void AddClient(base::YamlSchema* schema, ClientConfig* client);
 // What single ranges cannot say: how values fit together, and whether addresses, certificates, the
 // file of tokens, and the instruction set and CPUs that are asked for can be used.
 absl::Status Validate(const ServerConfig& config);
+// The tier and the CPUs, which only a device can tell, so one is made: as the start of a model
+// does.
+absl::Status ValidateCpu(const CpuConfig& cpu);
 
 }  // namespace skein::server

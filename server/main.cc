@@ -130,7 +130,10 @@ int Run(const Flags& flags) {
   const absl::StatusOr<LoadedConfig> config = LoadConfig(flags.config);
   if (!config.ok()) return Fail(config.status());
   if (flags.print) std::fputs(config->text.c_str(), stdout);
-  if (flags.check) std::printf("the configuration is fine\n");
+  if (flags.check) {
+    if (absl::Status status = ValidateCpu(config->config.cpu); !status.ok()) return Fail(status);
+    std::printf("the configuration is fine\n");
+  }
   if (flags.print || flags.check) return 0;
 
   InitLog(config->config.log);

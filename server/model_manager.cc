@@ -101,6 +101,7 @@ absl::Status ModelManager::LoadAll(const std::vector<ModelSource>& sources,
       AskForMoreTime(kLoadStep);
       return true;
     };
+    wanted();  // a packed file's checkpoint may be read whole before it is asked
     SKEIN_ASSIGN_OR_RETURN(std::unique_ptr<ServedInstance> instance,
                            LoadInstance(source, {*config, conversations_, metrics_},
                                         progress ? progress : LogProgress(source.Name()), wanted));

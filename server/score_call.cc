@@ -143,8 +143,8 @@ absl::Status ScoreCall::SubmitMore() {
 // What it depends on changes before SubmitMore alone: that submits nothing while the reader is
 // behind.
 void ScoreCall::CheckPace() {
-  const bool slow =
-      !stopped_ && unsent_ >= max_unsent_ && submitted_ < command_.continuations.size();
+  const bool slow = !stopped_ && unsent_ >= max_unsent_ && !in_outbox_.empty() &&
+                    submitted_ < command_.continuations.size();
   if (slow == (slow_ != nullptr)) return;
   if (!slow) {
     slow_ = nullptr;
@@ -234,6 +234,7 @@ ScoreCall::Action ScoreCall::Written(bool ok) {
     absl::MutexLock lock(&mu_);
     unsent_ -= in_outbox_.front();
     in_outbox_.pop_front();
+    slow_ = nullptr;  // it reads: its time begins anew
   }
   if (absl::Status status = SubmitMore(); !status.ok()) OnPartError(status);
   return action;

@@ -116,6 +116,16 @@ absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
+// Of 8-bit ones the embedding and the low-rank matrices are bf16, and the others have a scale for
+// each 64 values.
+int64_t EstimateWeights(const engine::ModelConfig& model, engine::DType type) {
+  if (type == engine::DType::kF32) return 4 * model.parameters;
+  if (type == engine::DType::kBF16) return 2 * model.parameters;
+  const int64_t ranks = model.rank_w + model.rank_a + model.rank_v + model.rank_g;
+  const int64_t wide = int64_t{model.C} * (model.V + 2 * model.L * ranks);
+  return 2 * wide + (model.parameters - wide) * 17 / 16;
+}
+
 }  // namespace
 
 int64_t ServedInstance::bytes() const {
@@ -142,9 +152,7 @@ absl::StatusOr<int64_t> EstimateBytes(const ModelSource& source, const ServerCon
   const absl::StatusOr<engine::ModelConfig> model = checkpoint->Config();
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   const engine::EngineOptions options = config.ToEngineOptions();
-  // Of int8 too the embedding and the small matrices are bf16: two bytes bound it.
-  const int64_t element = WeightsFor(source.weights, *checkpoint) == engine::DType::kF32 ? 4 : 2;
-  const int64_t weights = model->parameters * element;
+  const int64_t weights = EstimateWeights(*model, WeightsFor(source.weights, *checkpoint));
   const int64_t floats_of_a_slot = model->state_floats() + model->V;  // and its logits
   const int64_t floats_of_a_token = 32 * int64_t{model->C} + model->F;
   return weights + weights / kLoadShare + kLoadBytes +

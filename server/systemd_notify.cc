@@ -11,7 +11,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "engine/clock.h"
 #include "server/log.h"
 
 namespace skein::server {
@@ -44,7 +44,7 @@ void NotifySystemd(absl::string_view state) {
 
 void AskForMoreTime(absl::Duration more) {
   static std::atomic<int64_t> next{0};
-  const int64_t now = absl::GetCurrentTimeNanos();
+  const int64_t now = absl::ToUnixNanos(engine::MonotonicNow());
   int64_t due = next.load();
   if (now < due || !next.compare_exchange_strong(due, now + kAskEvery)) return;
   NotifySystemd(absl::StrCat("EXTEND_TIMEOUT_USEC=", absl::ToInt64Microseconds(more)));

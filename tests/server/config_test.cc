@@ -71,6 +71,13 @@ TEST(Config, EnvironmentRefusesUnknownKeys) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("limits.queued"));
 }
 
+TEST(Config, TheProcessorIsAskedByItself) {
+  const auto error = [](CpuConfig cpu) { return std::string(ValidateCpu(cpu).message()); };
+  EXPECT_EQ(error({}), "");
+  EXPECT_THAT(error({0, "z80", ""}), HasSubstr("cpu: unknown CPU tier 'z80'"));
+  EXPECT_THAT(error({0, "", "all"}), HasSubstr("cpu: 'all' is neither auto nor a list"));
+}
+
 TEST(Config, ValuesMustFitTogether) {
   EXPECT_TRUE(Validate(ServerConfig()).ok());
   const auto fails = [](void (*change)(ServerConfig&), const char* word) {
@@ -92,8 +99,6 @@ TEST(Config, ValuesMustFitTogether) {
         "listen.address: '127.0.0.1' is no");
   fails([](ServerConfig& c) { c.listen.metrics = "9464"; }, "listen.metrics: '9464' is no address");
   fails([](ServerConfig& c) { c.listen.metrics = "unix:/tmp/x"; }, "listen.metrics: 'unix:/tmp/x'");
-  fails([](ServerConfig& c) { c.cpu.tier = "z80"; }, "cpu: unknown CPU tier 'z80'");
-  fails([](ServerConfig& c) { c.cpu.pin = "all"; }, "cpu: 'all' is neither auto nor a list");
   fails(
       [](ServerConfig& c) {
         c.models = {{"a/demo.pth", "", "auto", ""}};
