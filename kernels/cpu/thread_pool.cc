@@ -19,7 +19,7 @@ namespace {
 constexpr std::chrono::microseconds kSpin{50};
 // How long the caller waits for the last chunks of others before it sleeps. Who has not come back
 // by then was mostly put aside by the system, and goes on when the caller has left it a processor.
-constexpr std::chrono::microseconds kSpinAtEnd{20};
+constexpr std::chrono::microseconds kSpinAtEnd{5};
 // More make a region end more evenly beside other processes, and a chunk cost more than its work.
 constexpr int64_t kChunksOfPiece = 8;
 
