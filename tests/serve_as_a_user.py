@@ -55,7 +55,7 @@ def first_run():
     terminal.wait_for(TRAINS, INSTALL_AND_BUILD)
     begin = time.monotonic()
     check_plan(terminal)
-    terminal.wait_for(r"\d+/2200  loss .* tok/s  ETA \d", 60)
+    terminal.wait_for(r"\d+/3000  loss .* tok/s  ETA \d", 60)
     stop(terminal)
     seconds = time.monotonic() - begin
     saved = re.search(r"stopped after step (\d+); \S+ is written", terminal.output)
