@@ -9,12 +9,13 @@ usage: bench/tiny_shakespeare.py [--build FOLDER] [--text FILE] [--json FILE]
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
+
+from figures import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -52,13 +53,6 @@ def train(build, text):
     return seconds, log, hashlib.sha256((run / "last.safetensors").read_bytes()).hexdigest()
 
 
-def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
-
-
 def main():
     arguments = parse()
     check_text(arguments.text)
@@ -71,14 +65,10 @@ def main():
     if under:
         print(f"first validation under {MOST_LOSS}: {under['validation_loss']:.4f}, after {under['step']} steps and "
               f"{under['seconds']:.1f} s of training")
-    if arguments.json:
-        figures = {"validation_loss": loss, "nanogpt": MOST_LOSS, "ratio": loss / MOST_LOSS, "steps": steps,
-                   "wall_seconds": seconds, "sha256": sha256, "first_under": under and
-                   {key: under[key] for key in ("step", "seconds", "validation_loss")}}
-        machine = {"processor": processor(), "processors": os.cpu_count(), "kernel": os.uname().release, "load_average": os.getloadavg()[0]}
-        arguments.json.write_text(json.dumps({"machine": machine, "command": " ".join(sys.argv),
-                                              "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                                              "figures": figures}, indent=2) + "\n")
+    write_json(arguments.json, {
+        "validation_loss": loss, "nanogpt": MOST_LOSS, "ratio": loss / MOST_LOSS, "steps": steps, "wall_seconds": seconds,
+        "sha256": sha256,
+        "first_under": under and {key: under[key] for key in ("step", "seconds", "validation_loss")}})
     if steps != 2000 or not loss < MOST_LOSS:
         sys.exit(f"tiny-shakespeare: the validation loss after 2,000 steps is to be under {MOST_LOSS}")
 
