@@ -19,8 +19,16 @@ C = grpc.StatusCode
 
 
 def reason_of(error):
-    """The reason that the server gave; empty where the client's own library ended the call."""
-    return details(error)["ErrorInfo"].reason if "grpc-status-details-bin" in dict(error.trailing_metadata() or ()) else ""
+    """The reason that the server gave; empty where gRPC ended the call. When the deadline passes while another end is on
+    its way, gRPC replaces the status and leaves that end's details."""
+    from google.rpc import status_pb2  # made by the run, as the service's messages are
+
+    packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if packed is None:
+        return ""
+    if error.code() is C.DEADLINE_EXCEEDED and status_pb2.Status.FromString(packed).code != C.DEADLINE_EXCEEDED.value[0]:
+        return ""
+    return details(error)["ErrorInfo"].reason
 
 
 # What each action may be refused with. Whatever else comes is a failure.
