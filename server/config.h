@@ -204,8 +204,8 @@ absl::Status ApplyEnvironment(base::YamlSchema* schema, const char* const* envir
 // The keys of one client in a list of them.
 void AddClient(base::YamlSchema* schema, ClientConfig* client);
 
-// What single ranges cannot say: how values fit together, and whether addresses, certificates, the
-// file of tokens, and the instruction set and CPUs that are asked for can be used.
+// What single ranges cannot say: how values fit together, and whether addresses, certificates and
+// the file of tokens can be used.
 absl::Status Validate(const ServerConfig& config);
 // The tier and the CPUs, which only a device can tell, so one is made: as the start of a model
 // does.
