@@ -34,17 +34,29 @@ void OnSignal(int number) {
   signal(number, SIG_DFL);
 }
 
-// LibTorch's OpenMP threads spin for milliseconds while they wait, which makes training several
-// times slower as soon as anything else wants a core; not spinning at all costs a third of a small
-// model's speed. The runtime reads its settings when it is loaded, so the program starts itself
-// anew with a bounded spin (about a tenth of a millisecond).
-void BoundThreadSpinning(char** argv) {
-  if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return;
+// What LibTorch's libraries read from the environment when they are loaded, where the user has not
+// said otherwise; the program starts itself anew with it.
+// - OpenMP's threads spin for milliseconds while they wait, which makes training several times
+//   slower as soon as anything else wants a core; not spinning at all costs a third of a small
+//   model's speed: a bounded spin (about a tenth of a millisecond).
+// - MKL's products may be summed in an order that depends on how its threads are scheduled, so a
+//   resumed run would now and then differ in a last bit. This mode fixes the order ("Conditional
+//   Numerical Reproducibility" in MKL's guide: static scheduling, fixed cache sizes).
+void SetUpLibraries(char** argv) {
+  bool changed = false, failed = false;
+  const auto set = [&](const char* name, const char* value) {
+    if (getenv(name) != nullptr) return;
+    changed = true;
+    failed |= setenv(name, value, 1) != 0;
+  };
+  if (getenv("OMP_WAIT_POLICY") == nullptr) set("GOMP_SPINCOUNT", "100000");
+  set("MKL_CBWR", "AUTO,STRICT");
+  if (!changed) return;
   // By its own path, so that the process keeps its name.
   std::error_code error;
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!error && setenv("GOMP_SPINCOUNT", "100000", 1) == 0) execv(self.c_str(), argv);
-  std::fprintf(stderr, "skein-train: warning: cannot set GOMP_SPINCOUNT\n");
+  if (!failed && !error) execv(self.c_str(), argv);
+  std::fprintf(stderr, "skein-train: warning: cannot set GOMP_SPINCOUNT and MKL_CBWR\n");
 }
 
 struct Arguments {
@@ -154,7 +166,7 @@ int Exit(const absl::Status& status) {
 }
 
 int Main(int argc, char** argv) {
-  BoundThreadSpinning(argv);
+  SetUpLibraries(argv);
   UseTensorMemory();
   Config config;
   base::YamlSchema schema;

@@ -85,7 +85,14 @@ def whole(tmp_path_factory):
     return path
 
 
+def steps(folder):
+    return [(line["step"], line["loss"], line["grad_norm"])
+            for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "loss" in line]
+
+
 def same_end(whole, path, folder="run"):
+    # Step by step first: where the two part says more than how their weights differ.
+    assert steps(path / folder) == steps(whole / "run")
     assert (path / folder / "last.safetensors").read_bytes() == (whole / "run" / "last.safetensors").read_bytes()
     state, metadata = tensors(path / folder / "state.safetensors")
     expected, expected_metadata = tensors(whole / "run" / "state.safetensors")
