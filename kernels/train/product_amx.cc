@@ -133,12 +133,22 @@ void Pack(const Factor& f, int64_t begin, int64_t end, bool lines_as_rows, uint1
   }
 }
 
-// sums [32, 32] = two blocks of A's lines times two of B's, over `depth` tiles.
-void MultiplyBlock(const uint16_t* a, const uint16_t* b, int64_t depth, float* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+// to [32, 32] = start + two blocks of A's lines times two of B's, over `depth` tiles. Strides are
+// of rows, in floats; start may be null, for zeros.
+void MultiplyBlock(const uint16_t* a, const uint16_t* b, int64_t depth, const float* start,
+                   int64_t start_stride, float* to, int64_t stride) {
+  if (start != nullptr) {
+    const float* below = start + kLines * start_stride;
+    _tile_loadd(0, start, 4 * start_stride);
+    _tile_loadd(1, start + kLines, 4 * start_stride);
+    _tile_loadd(2, below, 4 * start_stride);
+    _tile_loadd(3, below + kLines, 4 * start_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   // What was packed has to be there: the compiler does not see what a tile reads.
   __asm__ volatile("" ::: "memory");
   for (int64_t k = 0; k < depth; ++k, a += kTile, b += kTile) {
@@ -151,13 +161,15 @@ void MultiplyBlock(const uint16_t* a, const uint16_t* b, int64_t depth, float* s
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, sums, 4 * kBlock);
-  _tile_stored(1, sums + kLines, 4 * kBlock);
-  _tile_stored(2, sums + kLines * kBlock, 4 * kBlock);
-  _tile_stored(3, sums + kLines * kBlock + kLines, 4 * kBlock);
+  float* below = to + kLines * stride;
+  _tile_stored(0, to, 4 * stride);
+  _tile_stored(1, to + kLines, 4 * stride);
+  _tile_stored(2, below, 4 * stride);
+  _tile_stored(3, below + kLines, 4 * stride);
   __asm__ volatile("" ::: "memory");
 }
 
+// A block of c that is smaller than 32 x 32.
 void StoreBlock(const ProductArgs& p, const float* sums, int64_t m, int64_t n) {
   const int64_t rows = std::min(kBlock, p.M - m);
   for (int64_t j = 0; j < kBlock; j += 16) {
@@ -170,6 +182,19 @@ void StoreBlock(const ProductArgs& p, const float* sums, int64_t m, int64_t n) {
       _mm512_mask_storeu_ps(c, mask, _mm512_load_ps(sums + i * kBlock + j) + to);
     }
   }
+}
+
+// The block of c at row m and column n; `sums` [32, 32] is scratch.
+void ProductBlock(const ProductArgs& p, const uint16_t* a, const uint16_t* b, int64_t depth,
+                  int64_t m, int64_t n, float* sums) {
+  if (m + kBlock > p.M || n + kBlock > p.N) {
+    MultiplyBlock(a, b, depth, nullptr, 0, sums, kBlock);
+    StoreBlock(p, sums, m, n);
+    return;
+  }
+  float* c = p.c + m * p.N + n;
+  const float* bias = p.bias != nullptr ? p.bias + n : nullptr;
+  MultiplyBlock(a, b, depth, p.add ? c : bias, p.add ? p.N : 0, c, p.N);
 }
 
 }  // namespace
@@ -194,9 +219,9 @@ void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end) {
       const uint16_t* mine = some + i * per_block;
       for (int64_t other = 0; other < blocks; ++other) {
         const uint16_t* theirs = all + other * per_block;
-        MultiplyBlock(columns ? theirs : mine, columns ? mine : theirs, depth, sums);
-        StoreBlock(p, sums, (columns ? other : first + i) * kBlock,
-                   (columns ? first + i : other) * kBlock);
+        ProductBlock(p, columns ? theirs : mine, columns ? mine : theirs, depth,
+                     (columns ? other : first + i) * kBlock, (columns ? first + i : other) * kBlock,
+                     sums);
       }
     }
   }
