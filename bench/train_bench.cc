@@ -5,6 +5,7 @@
 //   train_bench [--threads N] [--steps N] [--json FILE]
 
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
@@ -15,6 +16,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "bench/write_json.h"
@@ -23,6 +25,7 @@
 #include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
 #include "trainer/optimizer.h"
+#include "trainer/shards.h"
 #include "trainer/tensor_memory.h"
 
 namespace skein::trainer {
@@ -70,11 +73,11 @@ double FlopsPerToken(const Rwkv7& model) {
   return 6 * weights;
 }
 
-Batch RandomBatch(const Shape& s) {
+Batch RandomBatch(const Shape& s, int64_t rows) {
   Batch batch;
-  batch.tokens = at::randint(1, s.V, {s.B, s.T}, at::kLong);
+  batch.tokens = at::randint(1, s.V, {rows, s.T}, at::kLong);
   batch.labels = batch.tokens.reshape({-1}).roll(-1);
-  batch.used = s.B * s.T;
+  batch.used = rows * s.T;
   batch.weight_sum = static_cast<double>(batch.used);
   return batch;
 }
@@ -88,10 +91,12 @@ nlohmann::json RunShape(const Shape& s, bool bf16, int steps) {
   model.Initialize(1);
   at::manual_seed(1);
   Optimizer optimizer(&model.parameters(), TrainConfig());
-  const Batch batch = RandomBatch(s);
-  const LossDenominators denominators{batch.weight_sum, batch.weight_sum};
+  Shards shards(&model, ShardCount(s.B, s.T, model.parameters().count(), at::get_num_threads()));
+  const std::vector<Batch> batches(shards.count(), RandomBatch(s, s.B / shards.count()));
+  const double labels = static_cast<double>(s.B * s.T);
   const double step = Best(steps, [&] {
-    BatchLoss(model, batch, {}, 1e-4, denominators).first.backward();
+    shards.Backward(batches, {}, 1e-4, {labels, labels});
+    shards.SumGradients();
     optimizer.Step(1e-4, optimizer.GradientNorm());
   });
   const double measured = static_cast<double>(s.B * s.T) / step;

@@ -82,6 +82,11 @@ absl::Status TrainingRun::Prepare(const std::string& printed_config) {
   model_ = std::make_unique<Rwkv7>(*sizes, compute.bf16);
   optimizer_ = std::make_unique<Optimizer>(&model_->parameters(), config_.train);
   gradients_ = std::make_unique<GradientBuckets>(&model_->parameters(), processes_);
+  // Several processes have their shards already, and send gradients while autograd makes them.
+  shards_ = std::make_unique<Shards>(
+      model_.get(), processes_->size() > 1 ? 1
+                                           : ShardCount(Rows(), config_.train.context,
+                                                        model_->parameters().count(), threads));
   SKEIN_RETURN_IF_ERROR(processes_->Agree(LoadWeights(init.get())));
   ShareWeights();
   Introduce(compute.reason, threads);
@@ -192,30 +197,29 @@ std::string TrainingRun::AccumulateGradient(StepLine* line) {
   const auto first_sample = [&](int64_t part) {
     return (progress_.step * parts + part) * config_.train.batch + processes_->rank() * Rows();
   };
-  std::vector<Batch> batches;
+  std::vector<std::vector<Batch>> batches;
   std::array<double, 2> counted{};  // of all processes
   auto& [weights, labels] = counted;
   for (int64_t i = 0; i < parts; ++i) {
-    batches.push_back(task_.source->Get(first_sample(i), Rows()));
-    weights += batches.back().weight_sum;
-    labels += static_cast<double>(batches.back().used);
+    batches.push_back(shards_->Get(*task_.source, first_sample(i), Rows()));
+    for (const Batch& batch : batches.back()) {
+      weights += batch.weight_sum;
+      labels += static_cast<double>(batch.used);
+    }
   }
   processes_->Sum(absl::MakeSpan(counted));
   if (labels == 0) return "none of its labels counts";
   double sum = 0;
-  for (int64_t i = 0; i < parts; ++i) {
+  for (int64_t i = 0; i < parts && std::isfinite(sum); ++i) {
     ForwardOptions options;
     options.dropout = config_.model.dropout;
     options.dropout_seed = Mix64(static_cast<uint64_t>(config_.train.seed), kDropoutStream);
     options.first_sample = first_sample(i);
-    const auto [loss, part] = BatchLoss(*model_, batches[static_cast<size_t>(i)], options,
-                                        config_.train.l2wrap, {weights, labels});
-    const double value = loss.item<double>();
-    sum += std::isfinite(value) ? part : value;
-    if (!std::isfinite(sum)) break;
     if (i + 1 == parts) gradients_->Begin();
-    loss.backward();
+    sum += shards_->Backward(batches[static_cast<size_t>(i)], options, config_.train.l2wrap,
+                             {weights, labels});
   }
+  shards_->SumGradients();
   gradients_->Finish();
   line->loss = processes_->Sum(sum) / weights;
   if (!std::isfinite(line->loss)) return absl::StrFormat("the loss is not finite (%g)", line->loss);

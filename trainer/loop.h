@@ -19,6 +19,7 @@
 #include "trainer/report.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
+#include "trainer/shards.h"
 #include "trainer/task.h"
 #include "trainer/training_state.h"
 
@@ -75,6 +76,7 @@ class TrainingRun {
   Progress progress_;
   Schedule schedule_;
   std::unique_ptr<Rwkv7> model_;
+  std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<GradientBuckets> gradients_;
   std::unique_ptr<Reporter> reporter_;

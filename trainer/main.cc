@@ -5,7 +5,10 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -34,22 +37,32 @@ void OnSignal(int number) {
   signal(number, SIG_DFL);
 }
 
+// What libgomp's waiting threads do a tenth of a millisecond: it counts turns of one `pause`, which
+// takes from 10 to 140 cycles.
+std::string SpinCount() {
+  constexpr int kTurns = 2000;
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < kTurns; ++i) __builtin_ia32_pause();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  return absl::StrCat(std::clamp<int64_t>(std::llround(1e-4 * kTurns / took.count()), 500, 20000));
+}
+
 // What LibTorch's libraries read from the environment when they are loaded, where the user has not
 // said otherwise; the program starts itself anew with it.
-// - OpenMP's threads spin for milliseconds while they wait, which makes training several times
+// - OpenMP's threads spin for milliseconds while they wait, which makes training many times
 //   slower as soon as anything else wants a core; not spinning at all costs a third of a small
-//   model's speed: a bounded spin (about a tenth of a millisecond).
+//   model's speed: a bounded spin.
 // - MKL's products may be summed in an order that depends on how its threads are scheduled, so a
 //   resumed run would now and then differ in a last bit. This mode fixes the order ("Conditional
 //   Numerical Reproducibility" in MKL's guide: static scheduling, fixed cache sizes).
 void SetUpLibraries(char** argv) {
   bool changed = false, failed = false;
-  const auto set = [&](const char* name, const char* value) {
+  const auto set = [&](const char* name, const std::string& value) {
     if (getenv(name) != nullptr) return;
     changed = true;
-    failed |= setenv(name, value, 1) != 0;
+    failed |= setenv(name, value.c_str(), 1) != 0;
   };
-  if (getenv("OMP_WAIT_POLICY") == nullptr) set("GOMP_SPINCOUNT", "100000");
+  if (getenv("OMP_WAIT_POLICY") == nullptr) set("GOMP_SPINCOUNT", SpinCount());
   set("MKL_CBWR", "AUTO,STRICT");
   if (!changed) return;
   // By its own path, so that the process keeps its name.

@@ -1,6 +1,7 @@
 #include "trainer/parameters.h"
 
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -61,7 +62,17 @@ void Parameters::Allocate() {
     ranges_[static_cast<size_t>(group)] = {begin, n};
   }
   master_ = at::zeros({n}, at::kFloat);
-  gradient_ = at::zeros({n}, at::kFloat);
+  MakeLeaves();
+}
+
+Parameters Parameters::Twin() const {
+  Parameters twin = *this;
+  twin.MakeLeaves();
+  return twin;
+}
+
+void Parameters::MakeLeaves() {
+  gradient_ = at::zeros_like(master_);
   for (Parameter& p : list_) {
     p.leaf = master_.narrow(0, p.offset, p.elements()).view(p.shape).detach();
     p.leaf.set_requires_grad(true);

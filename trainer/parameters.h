@@ -45,6 +45,8 @@ class Parameters {
           std::vector<int64_t> shape);
   // Lays the groups out one after the other and makes the leaves.
   void Allocate();
+  // The same weights with leaves and a gradient of their own.
+  Parameters Twin() const;
 
   const std::vector<Parameter>& list() const { return list_; }
   const at::Tensor& leaf(int index) const { return list_[index].leaf; }
@@ -62,6 +64,8 @@ class Parameters {
   absl::Status LoadFrom(const engine::Checkpoint& checkpoint);
 
  private:
+  void MakeLeaves();
+
   std::vector<Parameter> list_;
   std::array<std::pair<int64_t, int64_t>, kGroups> ranges_;
   at::Tensor master_, gradient_;

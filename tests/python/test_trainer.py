@@ -233,9 +233,10 @@ def assert_logged_once(path):
     assert [line["step"] for line in lines if "validation_loss" in line] == [15, 30, STEPS]
 
 
+@pytest.mark.parametrize("batch", [3, 24], ids=["shared-operators", "shards"])
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
-def test_resume_is_exact_on_two_threads_and_in_bf16(tmp_path, compute):
-    more = {"train.threads": 2, "train.compute": compute}
+def test_resume_is_exact_on_two_threads_and_in_bf16(tmp_path, compute, batch):
+    more = {"train.threads": 2, "train.compute": compute, "train.batch": batch}
     done = train(settings(tmp_path / "whole", **more))
     assert done.returncode == 0, done.stderr
     assert kill_at_random_steps(tmp_path, 2, **more) > 0

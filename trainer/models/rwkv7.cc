@@ -101,6 +101,12 @@ Rwkv7::Rwkv7(const engine::ModelConfig& sizes, bool compute_bf16)
   sizes_.parameters = parameters_.count();
 }
 
+std::unique_ptr<Rwkv7> Rwkv7::Twin() const {
+  auto twin = std::make_unique<Rwkv7>(*this);
+  twin->parameters_ = parameters_.Twin();
+  return twin;
+}
+
 Rwkv7::Block Rwkv7::AddBlock(int64_t l) {
   const int64_t C = sizes_.C, H = sizes_.H, N = sizes_.N, F = sizes_.F;
   const std::string block = absl::StrCat("blocks.", l, "."), att = block + "att.",

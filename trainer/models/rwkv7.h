@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -39,6 +40,8 @@ class Rwkv7 {
   Rwkv7(const engine::ModelConfig& sizes, bool compute_bf16);
   // From the config: V rows, ranks by the recipe where they are 0.
   static engine::ModelConfig Sizes(const ModelOptions& options, int64_t V);
+  // The same weights with a gradient of its own.
+  std::unique_ptr<Rwkv7> Twin() const;
 
   // tokens int64 [B, T] -> what the head reads, [B, T, C].
   at::Tensor Hidden(const at::Tensor& tokens, const ForwardOptions& options) const;
