@@ -67,7 +67,9 @@ void DescribeTrain(TrainConfig* t, base::YamlSchema* s) {
       "train.compute", &t->compute, {"auto", "bf16", "fp32"},
       "type of matrix products' inputs; auto: bf16 where the processor has it and it is faster");
   s->Add("train.threads", &t->threads, Range<int64_t>(0, 1024),
-         "of each process; 0: its share of all that may be used");
+         "of each process; 0: its share of all that may be used. Fastest where train.batch is a "
+         "multiple: then each takes samples of its own through the whole model. The last bits of a "
+         "result depend on it");
 }
 
 void DescribeOutputs(Config* c, base::YamlSchema* s) {

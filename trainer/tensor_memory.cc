@@ -27,38 +27,38 @@ size_t BlockSize(size_t bytes) {
   return RoundUp(std::max<size_t>(bytes, 1), std::max(kAlignment, std::bit_ceil(bytes) / 8));
 }
 
-// Bytes taken from the system so far.
-std::atomic<int64_t> system_bytes = 0;
-
-// The blocks of one thread: what a thread frees is in its own core's cache, so the next tensor of
-// that size there gets it. A block that another thread frees comes back here.
-class Pool {
+class TensorMemory final : public c10::Allocator {
  public:
-  void* Take(size_t size) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<void*>& free = free_[size];
-    if (!free.empty()) {
-      void* data = free.back();  // the last one freed
-      free.pop_back();
-      return data;
-    }
-    Header* header = new (Cut(sizeof(Header) + size)) Header{size, this};
-    return header + 1;
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = Take(BlockSize(bytes));
+    return {data, data, &Free, c10::Device(c10::DeviceType::CPU)};
   }
-
-  static void Free(void* data) {
-    const Header& header = static_cast<Header*>(data)[-1];
-    const std::lock_guard<std::mutex> lock(header.pool->mutex_);
-    header.pool->free_[header.size].push_back(data);
+  c10::DeleterFnPtr raw_deleter() const override { return &Free; }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
   }
+  int64_t system_bytes() const { return system_bytes_; }
 
  private:
   // In front of what a tensor gets.
   struct alignas(kAlignment) Header {
     size_t size;  // of what follows
-    Pool* pool;
   };
   static_assert(sizeof(Header) == kAlignment);
+
+  static void Free(void* data);
+
+  void* Take(size_t size) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<void*>& free = free_[size];
+    if (!free.empty()) {
+      void* data = free.back();  // the last one freed: it may still be in a cache
+      free.pop_back();
+      return data;
+    }
+    Header* header = new (Cut(sizeof(Header) + size)) Header{size};
+    return header + 1;
+  }
 
   // New memory, from the region that is begun or of its own.
   void* Cut(size_t bytes) {
@@ -73,12 +73,12 @@ class Pool {
     return cut;
   }
 
-  static void* FromSystem(size_t bytes) {
+  void* FromSystem(size_t bytes) {
     void* p = std::aligned_alloc(kHugePage, RoundUp(bytes, kHugePage));
     if (p == nullptr) throw std::bad_alloc();
     // Advice: where the system gives none, ordinary pages do the same work.
     madvise(p, RoundUp(bytes, kHugePage), MADV_HUGEPAGE);
-    system_bytes += static_cast<int64_t>(bytes);
+    system_bytes_ += static_cast<int64_t>(bytes);
     return p;
   }
 
@@ -86,36 +86,26 @@ class Pool {
   std::unordered_map<size_t, std::vector<void*>> free_;  // under mutex_, by size; and these two:
   char* next_ = nullptr;
   size_t left_ = 0;
+  std::atomic<int64_t> system_bytes_ = 0;
 };
 
-// Never destroyed: tensors may outlive everything else. Threads beyond their number share them.
-Pool& OwnPool() {
-  constexpr size_t kPools = 64;
-  static Pool* const pools = new Pool[kPools];
-  static std::atomic<size_t> threads = 0;
-  thread_local Pool* const own = &pools[threads++ % kPools];
-  return *own;
+// Never destroyed: tensors may outlive everything else.
+TensorMemory& Memory() {
+  static TensorMemory& memory = *new TensorMemory;
+  return memory;
 }
 
-class TensorMemory final : public c10::Allocator {
- public:
-  c10::DataPtr allocate(size_t bytes) override {
-    void* data = OwnPool().Take(BlockSize(bytes));
-    return {data, data, &Pool::Free, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &Pool::Free; }
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    default_copy_data(to, from, bytes);
-  }
-};
+void TensorMemory::Free(void* data) {
+  TensorMemory& memory = Memory();
+  const size_t size = (static_cast<Header*>(data) - 1)->size;
+  const std::lock_guard<std::mutex> lock(memory.mutex_);
+  memory.free_[size].push_back(data);
+}
 
 }  // namespace
 
-void UseTensorMemory() {
-  static TensorMemory& memory = *new TensorMemory;
-  c10::SetCPUAllocator(&memory, /*priority=*/1);
-}
+void UseTensorMemory() { c10::SetCPUAllocator(&Memory(), /*priority=*/1); }
 
-int64_t TensorMemoryBytes() { return system_bytes; }
+int64_t TensorMemoryBytes() { return Memory().system_bytes(); }
 
 }  // namespace skein::trainer
