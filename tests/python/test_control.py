@@ -54,7 +54,7 @@ def probe(daemon, path):
     """(status, body) of a GET beside /metrics."""
     url = daemon.metrics.replace("/metrics", path)
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -399,12 +399,20 @@ def test_a_stalled_engine_is_not_serving_and_recovers(start, pb, steady_model):
 
 def test_probes_under_load(start, pb, steady_model):
     """They wait for no step and no request: all slots are taken, long prompts are read, the queue is full."""
-    daemon = start({"engine.slots": 64, "engine.max_parked": 1, "limits.queued": 8}, model=steady_model)
+    # Nobody is paused or dropped as a slow reader, and no request ends by itself; a step may take as long as it likes.
+    daemon = start({"engine.slots": 64, "limits.queued": 8, "limits.outbox_tokens": 1 << 20, "engine.stall": "600s"},
+                   model=steady_model)
     client = Client(pb, daemon.channel)
-    decoding = [Running(client.stream("x", max_tokens=ENDLESS, timeout=300)) for _ in range(60)]
-    prefilling = [client.stream("x" * 60000, max_tokens=ENDLESS, timeout=300) for _ in range(4)]
-    queued = [client.stream("y", timeout=300) for _ in range(8)]
-    until(lambda: get_load(client).models[0].waiting >= 7)
+    decoding = [Running(client.stream("x", max_tokens=ENDLESS, timeout=None)) for _ in range(60)]
+    prefilling = [client.stream("x" * 60000, max_tokens=ENDLESS, timeout=None) for _ in range(4)]
+    until(lambda: get_load(client).models[0].running == 64)  # what has no slot yet is in the queue
+    queued = [client.stream("y", max_tokens=ENDLESS, timeout=None) for _ in range(8)]
+
+    def full():
+        load = get_load(client).models[0]
+        return (load.running, load.waiting) == (64, 8)
+
+    until(full)
     took = []
     for _ in range(10):
         for path, word in (("/readyz", "ready"), ("/healthz", "ok"), ("/metrics", "skein_requests_running")):
@@ -412,13 +420,17 @@ def test_probes_under_load(start, pb, steady_model):
             code, text = probe(daemon, path)
             took.append(time.monotonic() - began)
             assert code == 200 and word in text
-    assert get_load(client).models[0].running >= 60  # still
+    assert full()  # still
     print(f"probes: median {sorted(took)[15] * 1e3:.1f} ms, longest {max(took) * 1e3:.1f} ms")
+    # A request takes minutes here.
     assert sorted(took)[15] < 1
+    for stream in prefilling:
+        stream.cancel()
+    until(lambda: daemon.log().count(" phase=prefill ") == 4)  # none of them was read to the end before
+    for stream in queued:
+        stream.cancel()
     for one in decoding:
         one.cancel()
-    for stream in prefilling + queued:
-        stream.cancel()
 
 
 def test_http_paths(shared):
