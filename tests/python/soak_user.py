@@ -74,6 +74,10 @@ class Shared:
         with self.lock:
             self.counts[what] += 1
 
+    def copy_of_counts(self):
+        with self.lock:
+            return self.counts.copy()
+
     def add(self, name):
         """Returns one that is too many: its user deletes it."""
         with self.lock:
