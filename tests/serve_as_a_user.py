@@ -55,7 +55,7 @@ def first_run():
     terminal.wait_for(TRAINS, INSTALL_AND_BUILD)
     begin = time.monotonic()
     check_plan(terminal)
-    terminal.wait_for(r"\d+/3000  loss .* tok/s  ETA \d", 60)
+    terminal.wait_for(r"\d+/3000  loss .* tok/s  ETA \d", 180)
     stop(terminal)
     seconds = time.monotonic() - begin
     saved = re.search(r"stopped after step (\d+); \S+ is written", terminal.output)
@@ -63,12 +63,12 @@ def first_run():
     terminal.check("the training was stopped; 'make serve' goes on with it" in terminal.output, "it did not say how to go on")
 
     terminal = type_command("make", "serve")
-    terminal.wait_for(TRAINS, 60)
+    terminal.wait_for(TRAINS, 180)
     begin = time.monotonic()
-    terminal.wait_for(f"going on after step {saved.group(1)}\\b", 60)
+    terminal.wait_for(f"going on after step {saved.group(1)}\\b", 180)
     terminal.wait_for(TRAINED, MOST_TRAINING_SECONDS)
     seconds += time.monotonic() - begin
-    terminal.wait_for(READY, 60)
+    terminal.wait_for(READY, 180)
     recall = re.findall(r"recall of held-out values ([0-9.]+) %", terminal.output)
     terminal.check(recall and float(recall[-1]) >= 95, f"the trainer found a recall of {recall} %, not 95")
     return terminal, seconds
@@ -140,7 +140,7 @@ def check_ctrl_c_while_it_loads():
         model = os.path.join(folder, "large.safetensors")
         write_large_model(model)
         terminal = type_command("make", "serve", f"MODEL={model}")
-        terminal.wait_for("loading path=", 60)
+        terminal.wait_for("loading path=", 180)
         stop(terminal)
         terminal.check("make serve: stopped" in terminal.output and READY not in terminal.output,
                        "it had loaded before Ctrl-C came")
@@ -163,7 +163,7 @@ def check_own_text():
             trainer.check(code == 0 and f"--model models/{name}.safetensors" in trainer.output,
                           f"make train ended with {code}, or did not say how to serve the model")
             terminal = type_command("make", "serve", f"MODEL=models/{name}.safetensors")
-            terminal.wait_for(READY, 60)
+            terminal.wait_for(READY, 180)
             continued = subprocess.run(["build/bin/skein", "generate", "--max-tokens", "40", "the geese "], cwd=ROOT,
                                        capture_output=True, text=True, timeout=60, check=True).stdout
             print(continued)
@@ -190,7 +190,7 @@ def main():
     begin = time.monotonic()
     # With a pipe behind it; the shell's exit code is make's.
     second = type_command("bash", "-o", "pipefail", "-mc", "make serve 2>&1 | tee build/serve.log")
-    second.wait_for(READY, 60)
+    second.wait_for(READY, 180)
     seconds = time.monotonic() - begin
     second.check(seconds < 20, f"the second start took {seconds:.0f} s")
     stop(second)

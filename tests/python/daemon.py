@@ -21,7 +21,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if not k.startswith("SKEIND_")}
 
 
-def run(*arguments, cwd, env=None, timeout=30):
+def run(*arguments, cwd, env=None, timeout=60):
     """Runs skeind to its end."""
     return subprocess.run([SKEIND, *arguments], cwd=cwd, env=env or environment(), timeout=timeout,
                           capture_output=True, text=True)
@@ -69,7 +69,7 @@ class Daemon:
             self.lines.append(None)
             self._new_line.notify_all()
 
-    def wait_for_line(self, pattern, timeout=30):
+    def wait_for_line(self, pattern, timeout=60):
         end = time.monotonic() + timeout
         seen = 0
         with self._new_line:
@@ -95,7 +95,7 @@ class Daemon:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, timeout=30):
+    def wait(self, timeout=60):
         """The exit code; the log is then whole."""
         code = self.process.wait(timeout)
         self._reader.join(10)

@@ -43,7 +43,7 @@ class Connection:
     """A socket that has said the preface."""
 
     def __init__(self, daemon, preface=True):
-        self.socket = socket.create_connection(address_of(daemon), timeout=10)
+        self.socket = socket.create_connection(address_of(daemon), timeout=60)
         if preface:
             self.send(PREFACE + frame(SETTINGS))
 
@@ -73,7 +73,7 @@ class Connection:
         except OSError:
             return True
 
-    def frames(self, timeout=5):
+    def frames(self, timeout=60):
         """Frames until the other side closes or is silent for this long."""
         self.socket.settimeout(timeout)
         data = b""

@@ -36,7 +36,7 @@ def generate(change=None, **fields):
         request = client.request(filled.pop("text", "x"), **filled)
         if change is not None:
             change(request)
-        return client.gen.Generate(request, timeout=20)
+        return client.gen.Generate(request, timeout=60)
     return call
 
 
@@ -45,12 +45,12 @@ def conversations(method, make):
 
 
 def control(method, make):
-    return lambda client, world: getattr(client.control, method)(make(client.pb.control, world), timeout=30)
+    return lambda client, world: getattr(client.control, method)(make(client.pb.control, world), timeout=60)
 
 
 def attach(request_id, after=0):
     return lambda client, world: client.gen.Attach(
-        client.pb.gen.AttachRequest(request_id=world.get(request_id, request_id), after_token=after), timeout=20)
+        client.pb.gen.AttachRequest(request_id=world.get(request_id, request_id), after_token=after), timeout=60)
 
 
 def situation(world, name):

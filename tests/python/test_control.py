@@ -439,10 +439,10 @@ def test_http_paths(shared):
     assert probe(shared, "/")[0] == 404 and probe(shared, "/metrics/x")[0] == 404
     assert "skein_build_info" in probe(shared, "/metrics")[1]
     url = shared.metrics.replace("/metrics", "/healthz")
-    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=60) as answer:
         assert answer.status == 200 and answer.read() == b"" and answer.headers["Content-Length"] == "3"
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10)
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60)
     assert caught.value.code == 405
 
 

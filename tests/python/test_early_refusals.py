@@ -16,7 +16,7 @@ UNREADABLE = [10**6]  # no such token
 def unreadable_score(client, **fields):
     g = client.pb.gen
     return client.gen.Score(g.ScoreRequest(text=g.Text(text="a"), continuations=[
-        g.Continuation(token_ids=g.TokenIds(ids=UNREADABLE))], **fields), timeout=20)
+        g.Continuation(token_ids=g.TokenIds(ids=UNREADABLE))], **fields), timeout=60)
 
 
 def refused_unread(client, reason, **fields):

@@ -11,7 +11,7 @@ UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 
 
 def refuse(client, code, request):
-    error = expect_error(code, lambda: client.gen.Generate(request, timeout=10))
+    error = expect_error(code, lambda: client.gen.Generate(request, timeout=60))
     # Before any header: this is what lets clients retry.
     assert not error.initial_metadata()
     return details(error)
@@ -90,7 +90,7 @@ def raw(client, method, payload, reply):
     """Sends bytes that no protobuf library would make."""
     channel = client.raw_channel
     call = channel.unary_stream(method, request_serializer=lambda b: b, response_deserializer=reply.FromString)
-    return call(payload, timeout=10)
+    return call(payload, timeout=60)
 
 
 def test_bad_utf8_names_the_field(shared, client):
@@ -189,7 +189,7 @@ def test_a_deadline_is_met_in_a_slot_that_is_lent(start, steady_model, pb):
     running = Running(client.stream("x", max_tokens=ENDLESS))
     assert client.generate("y", timeout=3).ids
     had = len(running.events)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(running.events) == had:  # it has its slot again
         assert time.monotonic() < end and running.error is None
         time.sleep(0.01)
@@ -206,7 +206,7 @@ def test_a_reader_that_never_reads(start, pb):
     stream = lazy.stream("x", conversation=conversation, commit=g.COMMIT_MODE_KEEP_PARTIAL,
                          stopping=g.Stopping(max_tokens=ENDLESS, ignore_eos=True), output=g.Output(top_logprobs=20),
                          timeout=60)
-    end = time.monotonic() + 40
+    end = time.monotonic() + 60
     while not other.get(conversation).busy:
         assert time.monotonic() < end, daemon.log()
     while True:  # others are served all the while

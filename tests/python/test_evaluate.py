@@ -39,7 +39,7 @@ def score_of(client, prompt, *continuations, model=""):
     g = client.pb.gen
     request = g.ScoreRequest(model=model, token_ids=g.TokenIds(ids=prompt),
                              continuations=[g.Continuation(token_ids=g.TokenIds(ids=c)) for c in continuations])
-    return [(a.total_logprob, a.is_greedy) for a in client.gen.Score(request, timeout=20)
+    return [(a.total_logprob, a.is_greedy) for a in client.gen.Score(request, timeout=60)
             if a.HasField("total_logprob")]
 
 

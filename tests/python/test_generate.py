@@ -224,7 +224,7 @@ def test_client_gone_in_the_middle(client):
 
 
 def wait_until_free(client, conversation):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         info = client.get(conversation)
         if not info.busy:

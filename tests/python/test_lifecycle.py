@@ -97,7 +97,7 @@ class Server:
         return dict(re.findall(r" ([a-z_]+)=(\S+)", line))
 
     def gauges(self):
-        with urllib.request.urlopen(self.daemon.metrics, timeout=10) as answer:
+        with urllib.request.urlopen(self.daemon.metrics, timeout=60) as answer:
             text = answer.read().decode()
         wanted = ["skein_requests_running{", "skein_requests_waiting{", "skein_queue_tokens{", "skein_state_cache_usage_ratio{",
                   "skein_state_cache_bytes{", "skein_conversations ", "skein_conversation_token_bytes "]
@@ -485,7 +485,7 @@ def test_sigterm(start, pb, poisoned_model):
     cases = [(k, c, *prepare(server, k)) for k, c in itertools.product(KINDS, COMMITS)
              if not (k == "stateless" and c != "ON_SUCCESS")]
     streams = [Stream(server.client.gen.Generate(request_of(server, "drain", "decode", conversation, commit, new=kind == "new"),
-                                                 timeout=30)) for kind, commit, conversation, _ in cases]
+                                                 timeout=60)) for kind, commit, conversation, _ in cases]
     for stream in streams:
         stream.wait(MOMENT["decode"])
     daemon.terminate()

@@ -154,7 +154,7 @@ def test_nothing_succeeded(shared):
     result = load(shared, "-n", "3", "--prompt", "200000", check=False)
     assert result.returncode == 1 and "INVALID_ARGUMENT" in result.stdout
     assert "is skeind running" in subprocess.run([SKEIN, "load", "--server", "127.0.0.1:1"], capture_output=True, text=True,
-                                                 timeout=30, env=os.environ).stderr
+                                                 timeout=60, env=os.environ).stderr
 
 
 def test_help_has_examples(shared):

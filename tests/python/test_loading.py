@@ -21,14 +21,14 @@ ANY = "the model is being loaded; try again later"
 
 
 def info(method, make):
-    return lambda client, world: getattr(client.info, method)(make(client.pb.info), timeout=20)
+    return lambda client, world: getattr(client.info, method)(make(client.pb.info), timeout=60)
 
 
 def score(**fields):
     def call(client, world):
         g = client.pb.gen
         return client.gen.Score(g.ScoreRequest(
-            text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b"))], **fields), timeout=20)
+            text=g.Text(text="a"), continuations=[g.Continuation(text=g.Text(text="b"))], **fields), timeout=60)
     return call
 
 
@@ -37,7 +37,7 @@ def text(method, **fields):
     def call(client, world):
         g = client.pb.gen
         request = g.TokenizeRequest(text="a", **fields) if method == "Tokenize" else g.DetokenizeRequest(ids=[98], **fields)
-        return getattr(client.gen, method)(request, timeout=20)
+        return getattr(client.gen, method)(request, timeout=60)
     return call
 
 
@@ -64,7 +64,7 @@ REFUSED = [
     needs("Generate", generate(conversation=lambda w: w["conversation"])),
     Row("Generate", generate(model="gpt"), C.NOT_FOUND, "MODEL_NOT_FOUND", "model 'gpt' is not served here; none is"),
     Row("Generate", lambda client, world: world["daemon"].channel.unary_stream("/skein.v1.Generation/Generate")(
-        b"\x0a\xff\xff\xff", timeout=20), C.INVALID_ARGUMENT, "MALFORMED_MESSAGE",
+        b"\x0a\xff\xff\xff", timeout=60), C.INVALID_ARGUMENT, "MALFORMED_MESSAGE",
         "the bytes are not a valid skein.v1.GenerateRequest"),
     Row("Attach", attach("nobody"), C.NOT_FOUND, "REQUEST_NOT_FOUND", "no request 'nobody' is known"),
     needs("Score", score()),
@@ -101,7 +101,7 @@ SERVICES = [("gen", "Generation"), ("conv", "Conversations"), ("info", "Info"), 
 
 
 def health(daemon):
-    return health_pb2_grpc.HealthStub(daemon.channel).Check(health_pb2.HealthCheckRequest(), timeout=20).status
+    return health_pb2_grpc.HealthStub(daemon.channel).Check(health_pb2.HealthCheckRequest(), timeout=60).status
 
 
 def test_every_method_is_in_a_table(pb):

@@ -115,7 +115,7 @@ def test_dashboard_queries_are_promql(tmp_path):
         rules.append({"record": f"panel:{i}", "expr": query})
     path = tmp_path / "panels.yml"
     path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))  # JSON is YAML
-    check = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, timeout=30)
+    check = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, timeout=60)
     assert check.returncode == 0, check.stdout + check.stderr
 
 

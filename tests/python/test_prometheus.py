@@ -32,7 +32,7 @@ def free_port():
 
 
 def scrape(address):  # what skeind says at start: http://host:port/metrics
-    with urllib.request.urlopen(address, timeout=10) as response:
+    with urllib.request.urlopen(address, timeout=60) as response:
         return response.read().decode()
 
 
@@ -57,7 +57,7 @@ class Prometheus:
     def query(self, expression):
         """{series labels as text: value}."""
         url = f"http://{self.address}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             answer = json.load(response)
         assert answer["status"] == "success", answer
         return {json.dumps(r["metric"], sort_keys=True): float(r["value"][1]) for r in answer["data"]["result"]}
@@ -121,7 +121,7 @@ def work(client, daemon, prom, pb):
     client.generate("again", conversation=conversations[0])  # was evicted: rebuilt from its tokens
     g = pb.gen
     continuation = g.Continuation(text=g.Text(text=" text"))
-    assert list(client.gen.Score(g.ScoreRequest(text=g.Text(text="some"), continuations=[continuation]), timeout=20))
+    assert list(client.gen.Score(g.ScoreRequest(text=g.Text(text="some"), continuations=[continuation]), timeout=60))
 
     # One is deleted, one expires and is remembered for a while, one is waited for.
     client.conv.Delete(pb.conv.DeleteConversationRequest(id=conversations[1]))
@@ -151,7 +151,7 @@ def test_promtool_finds_nothing_to_say(start, pb):
     daemon = start()
     client = Client(pb, daemon.channel)
     client.generate("hello", conversation=fresh_id(), create_if_missing=True)
-    check = subprocess.run(["promtool", "check", "metrics"], input=scrape(daemon.metrics), text=True, timeout=30,
+    check = subprocess.run(["promtool", "check", "metrics"], input=scrape(daemon.metrics), text=True, timeout=60,
                            capture_output=True)
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
 

@@ -33,7 +33,7 @@ class ReflectionClient:
         rpc = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
         made = rpc("/" + path, request_serializer=lambda m: m.SerializeToString(),
                    response_deserializer=answer.FromString)
-        result = made(json_format.ParseDict(request, self.message(method.input_type)()), timeout=20)
+        result = made(json_format.ParseDict(request, self.message(method.input_type)()), timeout=60)
         messages = result if method.server_streaming else [result]
         return [json_format.MessageToDict(m, preserving_proto_field_name=True) for m in messages]
 

@@ -16,7 +16,7 @@ def score(client, **fields):
     parts = fields.pop("parts")
     continuations = [g.Continuation(text=g.Text(text=p)) if isinstance(p, str)
                      else g.Continuation(token_ids=g.TokenIds(ids=p)) for p in parts]
-    answers = list(client.gen.Score(g.ScoreRequest(continuations=continuations, **fields), timeout=20))
+    answers = list(client.gen.Score(g.ScoreRequest(continuations=continuations, **fields), timeout=60))
     out = [{"tokens": []} for _ in parts]
     last = 0
     for answer in answers:

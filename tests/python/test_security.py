@@ -70,7 +70,7 @@ class Secured:
         return TokenClient(pb, self.channel, self.tokens[name])
 
     def failures(self):
-        text = urllib.request.urlopen(self.daemon.metrics, timeout=5).read().decode()
+        text = urllib.request.urlopen(self.daemon.metrics, timeout=60).read().decode()
         found = re.findall(r'^skein_auth_failures_total\{reason="(\w+)"\} (\d+)', text, re.MULTILINE)
         return {reason: int(count) for reason, count in found}
 
@@ -200,7 +200,7 @@ class _StreamSender(grpc.StreamStreamClientInterceptor):
 
 def outcome(channel, method, metadata):
     """Code and ErrorInfo of a call with an empty request; None when it is served."""
-    call = channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=5)
+    call = channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=60)
     try:
         next(iter(call))
         call.cancel()
@@ -278,7 +278,7 @@ def served_certificate(daemon):
 
 
 def models(pb, channel):
-    return pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), timeout=30)
+    return pb.info_grpc.InfoStub(channel).ListModels(pb.info.ListModelsRequest(), timeout=60)
 
 
 def test_tls(start, pb, authority, server_pair, tmp_path):
@@ -349,7 +349,7 @@ def test_certificates_are_replaced_while_calls_run(start, pb, steady_model, auth
             models(pb, other)
         assert running.end().finished.usage.completion_tokens == 4000
         models(pb, channel)
-    text = urllib.request.urlopen(daemon.metrics, timeout=5).read().decode()
+    text = urllib.request.urlopen(daemon.metrics, timeout=60).read().decode()
     expiry = float(re.search(r"^skein_tls_certificate_expiry_seconds (\S+)", text, re.MULTILINE).group(1))
     assert 0 < expiry - time.time() < 2 * 86400 + 60
 
@@ -459,7 +459,7 @@ def test_allowed_public_addresses(tmp_path, server_pair):
 
 def test_metrics_at_a_public_address(start):
     daemon = start({"listen.metrics": "0.0.0.0:0", "listen.allow_public_metrics": "true"})
-    answer = urllib.request.urlopen(daemon.metrics.replace("0.0.0.0", "127.0.0.1"), timeout=10)
+    answer = urllib.request.urlopen(daemon.metrics.replace("0.0.0.0", "127.0.0.1"), timeout=60)
     assert b"skein_build_info" in answer.read()
 
 
@@ -490,7 +490,7 @@ def test_skein_with_tls_and_token(start, pb, authority, server_pair, tmp_path):
     from daemon import BUILD
 
     def skein(*arguments, env=None):
-        return subprocess.run([BUILD / "bin" / "skein", *map(str, arguments)], capture_output=True, text=True, timeout=30,
+        return subprocess.run([BUILD / "bin" / "skein", *map(str, arguments)], capture_output=True, text=True, timeout=60,
                               env={**os.environ, "SKEIN_SERVER": daemon.address, **(env or {})}, cwd=tmp_path)
 
     token, line = new_token(tmp_path, "cli")
@@ -551,7 +551,7 @@ def test_whether_clients_need_certificates_takes_a_restart(start, pb, authority,
     config.write_text("listen: {tls: {require_client_certificate: true}}\n")
     with tls_channel(daemon, authority) as channel:
         control = pb.control_grpc.ControlStub(channel)
-        answer = control.ReloadConfig(pb.control.ReloadConfigRequest(), timeout=30)
+        answer = control.ReloadConfig(pb.control.ReloadConfigRequest(), timeout=60)
         assert (list(answer.applied), list(answer.ignored)) == ([], ["listen.tls.require_client_certificate"])
     with tls_channel(daemon, authority) as channel:
         models(pb, channel)  # as it was

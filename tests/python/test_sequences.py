@@ -85,7 +85,7 @@ def prompt_tokens(events):
 
 
 def scores(client, **fields):
-    return [t.logprob for answer in client.gen.Score(client.pb.gen.ScoreRequest(**fields), timeout=20)
+    return [t.logprob for answer in client.gen.Score(client.pb.gen.ScoreRequest(**fields), timeout=60)
             for t in answer.tokens]
 
 

@@ -13,7 +13,7 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
-def attach(client, request_id, after_token=0, timeout=20):
+def attach(client, request_id, after_token=0, timeout=60):
     return client.gen.Attach(client.pb.gen.AttachRequest(request_id=request_id, after_token=after_token),
                              timeout=timeout)
 
@@ -218,7 +218,7 @@ def test_a_retry_at_once_after_the_connection_went(client):
 def test_many_retries_at_once_apply_once(client):
     conversation = fresh_id()
     request = client.request("x", conversation=conversation, create_if_missing=True, request_id=fresh_id(), max_tokens=200)
-    streams = [client.gen.Generate(request, timeout=30) for _ in range(16)]
+    streams = [client.gen.Generate(request, timeout=60) for _ in range(16)]
     turns, replaced = [], 0
     for stream in streams:
         try:

@@ -244,7 +244,7 @@ def test_systemd_hears_of_a_reload(start, config, tmp_path):
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
-        listener.settimeout(30)
+        listener.settimeout(60)
         daemon = start(env={**environment(), "NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "10000000"})
         while (heard := listener.recv(100)) != b"READY=1":
             assert heard.startswith(b"EXTEND_TIMEOUT_USEC=")
@@ -358,7 +358,7 @@ class Blind:
         self.channel.close()
         self.process.terminate()
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         finally:
             self.process.kill()
 
@@ -400,7 +400,7 @@ def test_a_log_that_nobody_reads(model, tmp_path, pb):
     client = Client(pb, daemon.channel)
     # Far more than a pipe holds.
     for _ in range(800):
-        client.info.ListModels(pb.info.ListModelsRequest(), timeout=30)
+        client.info.ListModels(pb.info.ListModelsRequest(), timeout=60)
     assert client.generate("x").ids
     assert series(scrape(daemon))["skein_log_lines_lost_total"] > 0
     assert daemon.end() == 0
@@ -417,7 +417,7 @@ def test_exhausted_descriptors(start, pb):
     host, port = daemon.address.split(":")
     idle = []
     for _ in range(64):
-        connection = socket.create_connection((host, int(port)), timeout=5)
+        connection = socket.create_connection((host, int(port)), timeout=60)
         idle.append(connection)
     # Who is connected is served, the loader and the reload say what is wrong, nobody dies.
     for _ in range(5):
@@ -434,6 +434,6 @@ def test_exhausted_descriptors(start, pb):
             except grpc.RpcError:
                 return False
 
-    until(served_on_a_new_connection, 30)
+    until(served_on_a_new_connection)
     daemon.terminate()
     assert daemon.wait() == 0

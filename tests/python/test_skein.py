@@ -97,7 +97,7 @@ def test_ctrl_c_ends_generate(shared):
     assert process.stdout.read(10)
     process.send_signal(signal.SIGINT)
     process.stdout.read()
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
 
 
 class OnTerminal:

@@ -58,7 +58,7 @@ class Acceptor {
     };
   }
   size_t WaitFor(size_t n) {
-    const absl::Time end = absl::Now() + absl::Seconds(5);
+    const absl::Time end = absl::Now() + absl::Seconds(60);
     while (Size() < n && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
     return Size();
   }
