@@ -52,9 +52,9 @@ std::string SpinCount() {
 // - OpenMP's threads spin for milliseconds while they wait, which makes training many times
 //   slower as soon as anything else wants a core; not spinning at all costs a third of a small
 //   model's speed: a bounded spin.
-// - MKL's products may be summed in an order that depends on how its threads are scheduled, so a
-//   resumed run would now and then differ in a last bit. This mode fixes the order ("Conditional
-//   Numerical Reproducibility" in MKL's guide: static scheduling, fixed cache sizes).
+// - MKL promises the same bits only in this mode ("Conditional Numerical Reproducibility" in its
+//   guide: static scheduling, fixed cache sizes). Without it a resumed run was seen, rarely and
+//   beside other work, to differ in last bits; that MKL was the cause is not proven.
 void SetUpLibraries(char** argv) {
   bool changed = false, failed = false;
   const auto set = [&](const char* name, const std::string& value) {
