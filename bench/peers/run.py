@@ -5,12 +5,12 @@
                        [--tier TIER] [--threads N] [--folder FOLDER] [--json FILE] [--markdown FILE]
 
 Every program runs in turn, `rounds` times over, and the best round's median counts for each. Prints tokens per second
-of prefill and of decode steps of B rows, the floor and the ratios, and fails when logits do not agree. The floor is the
-slower of the bytes that must move at the read bandwidth and the products at the ceiling, both measured in the same run;
-the ceiling is the better of Skein's blocked loop, whose operands lie in the second cache (bench/blocked_products.h), and
-LibTorch's matrix product (torch_gemm.py). Beside it, for one row, what the widening of the weights allows when they lie
-in a cache (bench/conversion.h). `--tier` forces Skein to a lower instruction set, LibTorch with it (and so the rwkv
-package), beside a llama.cpp that was built for it (bench/peers/setup.sh TIER).
+of prefill and of decode steps of B rows, the floor, the ratios, and how they stand against the targets (targets.py);
+fails when logits do not agree. The floor is the slower of the bytes that must move at the read bandwidth and the products
+at the ceiling, both measured in the same run; the ceiling is the better of Skein's blocked loop, whose operands lie in
+the second cache (bench/blocked_products.h), and LibTorch's matrix product (torch_gemm.py). Beside it, for one row, what
+the widening of the weights allows when they lie in a cache (bench/conversion.h). `--tier` forces Skein to a lower
+instruction set, LibTorch with it (and so the rwkv package), beside a llama.cpp that was built for it (setup.sh TIER).
 """
 
 import argparse
@@ -31,6 +31,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
 import figures  # noqa: E402
+import targets  # noqa: E402
 
 LLAMA = "llama-cpp-0.3.36"
 ROWS = (1, 4, 8, 16, 32)
@@ -275,7 +276,7 @@ def main():
     ceilings = ceilings_of(results, libtorch, tier)
     cells = {name: best_of(rounds) for name, rounds in results.items()}
     add_floors(cells, ceilings)
-    text = table(cells, errors, describe(tier, bench.threads, ceilings))
+    text = table(cells, errors, describe(tier, bench.threads, ceilings)) + "\n\n" + targets.table(cells, tier)
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")

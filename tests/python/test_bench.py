@@ -2,10 +2,14 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
 from daemon import BUILD, ROOT
+
+sys.path.insert(0, str(ROOT / "bench" / "peers"))
+import targets  # noqa: E402
 
 ENGINE_BENCH = BUILD / "bench" / "engine_bench"
 ARTICLE_BENCH = BUILD / "bench" / "article_bench"
@@ -64,3 +68,33 @@ def test_the_article_has_four_tables(tmp_path):
         assert model["curve"][-1]["loss"] < model["curve"][0]["loss"]
         assert model["last_word"]["asked"] == 20 and model["recall"]["asked"] > 0
         assert model["compute"].startswith(("fp32 (a step: fp32 ", "bf16 (a step: fp32 "))
+
+
+def cells_of_peers(prefill):
+    """Skein at 0.9 of every floor and twice as fast as its peers, but for bf16's prefill."""
+    def cells(scale):
+        speeds = {"prefill": 6000, "B1": 100, "B4": 390, "B8": 760, "B16": 1400, "B32": 2500}
+        return {cell: {"tokens_per_second": speed * scale, "floor": speed / 0.9, "conversion_floor": speed / 0.9}
+                for cell, speed in speeds.items()}
+
+    found = {f"Skein {kind}": cells(2 if kind.startswith("int8") else 1) for kind in targets.KINDS}
+    found["Skein bf16"]["prefill"]["tokens_per_second"] = prefill
+    found.update({f"llama.cpp {kind}": cells(0.5) for kind in ("F32", "BF16", "Q8_0")})
+    found["rwkv package fp32"] = {cell: cells(0.1)[cell] for cell in ("prefill", "B1")}
+    return found
+
+
+def test_what_misses_a_target_of_the_table_of_peers_is_marked():
+    def missed(cells, tier):
+        return {(what, kind) for what, values in targets.targets(cells, tier)
+                for kind, (value, least) in values.items() if value < least}
+
+    assert not missed(cells_of_peers(6000), "avx512")
+    # Matrix units: five times llama.cpp's prefill and three times its batches, but for fp32.
+    assert missed(cells_of_peers(6000), "amx") == {
+        (what, kind) for what in ("prefill, times llama.cpp's", "16 and 32 rows, times llama.cpp's, the lesser")
+        for kind in ("bf16", "int8", "int8a8")} - {
+        ("16 and 32 rows, times llama.cpp's, the lesser", "int8"), ("16 and 32 rows, times llama.cpp's, the lesser", "int8a8")}
+    assert missed(cells_of_peers(3000), "avx2") == {
+        ("prefill, of the ceiling", "bf16"), ("prefill, times llama.cpp's", "bf16")}
+    assert "| **0.45** of 0.6 |" in targets.table(cells_of_peers(3000), "avx2")
