@@ -76,7 +76,9 @@ class Peer {
   }
 
   int V() const { return V_; }
-  void Clear() { llama_memory_clear(llama_get_memory(context_), true); }
+  // Forgets all sequences. The state of a new one is cleared when it begins; to clear those of all
+  // rows here (`true`) would be counted to each prompt.
+  void Clear() { llama_memory_clear(llama_get_memory(context_), false); }
   void Begin() { batch_.n_tokens = 0; }
   void Add(int token, int position, int row, bool logits) {
     const int i = batch_.n_tokens++;
