@@ -59,7 +59,7 @@ class Peer {
     const auto T = static_cast<int32_t>(options_.prompt.size());
     std::vector<int32_t> wanted(T);
     std::iota(wanted.begin(), wanted.end(), 0);
-    Clear();
+    Clear(1);
     const float* logits = Step(options_.prompt, {0, T}, wanted);
     return base::WriteFileAtomically(options_.logits,
                                      absl::string_view(reinterpret_cast<const char*>(logits),
@@ -76,7 +76,9 @@ class Peer {
   }
 
  private:
-  void Clear() { std::memset(states_.data(), 0, states_.bytes()); }
+  void Clear(int rows) {
+    std::memset(states_.data(), 0, rows * model_.config().state_floats() * sizeof(float));
+  }
 
   const float* Step(const std::vector<int32_t>& tokens, const std::vector<int32_t>& offsets,
                     const std::vector<int32_t>& wanted) {
@@ -101,7 +103,7 @@ class Peer {
     std::vector<int32_t> tokens(options_.prefill);
     for (int i = 0; i < options_.prefill; ++i) tokens[i] = Token(i);
     const bench::Timing time = bench::Measure(options_.seconds, [&] {
-      Clear();
+      Clear(1);
       Step(tokens, {0, options_.prefill}, {options_.prefill - 1});
     });
     return Cell(options_.prefill, time.median, WeightBytes(),
@@ -109,7 +111,7 @@ class Peer {
   }
 
   nlohmann::json Decode(int rows) {
-    Clear();
+    Clear(rows);
     std::vector<int32_t> offsets(rows + 1), wanted(rows), tokens(rows);
     std::iota(offsets.begin(), offsets.end(), 0);
     std::iota(wanted.begin(), wanted.end(), 0);

@@ -29,19 +29,34 @@ class Tiles {
     _tile_zero(3);
   }
   template <int kBlocks>
-  static void Step(const uint16_t* x0, const uint16_t* x1, const uint16_t* w) {
+  static void Load(const float* sums) {
+    __asm__ volatile("" ::: "memory");  // what is read of them was written before
+    _tile_loadd(0, sums, 128);
+    _tile_loadd(1, sums + 16, 128);
+    if constexpr (kBlocks == 2) {
+      _tile_loadd(2, sums + rows_ * 32, 128);
+      _tile_loadd(3, sums + rows_ * 32 + 16, 128);
+    }
+  }
+  // Lines fetched all at once hold up the loads behind them: some of them after each load.
+  template <int kBlocks>
+  static void Step(const uint16_t* x0, const uint16_t* x1, const uint16_t* w, Ahead* ahead) {
     // What was written to x and w has to be there: the compiler does not see what a tile reads.
     __asm__ volatile("" ::: "memory");
     _tile_loadd(6, w, 64);
+    Fetch(ahead);
     _tile_loadd(7, w + 512, 64);
+    Fetch(ahead);
     _tile_loadd(4, x0, 64);
     _tile_dpbf16ps(0, 4, 6);
+    Fetch(ahead);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (kBlocks == 2) {
       _tile_loadd(5, x1, 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    Fetch(ahead);
   }
   template <int kBlocks>
   static void Store(float* y, int64_t stride) {
@@ -85,6 +100,11 @@ class Tiles {
   }
 
  private:
+  static void Fetch(Ahead* ahead) {
+    for (int64_t i = 0; i < ahead->bytes; i += 64) _mm_prefetch(ahead->next + i, _MM_HINT_T1);
+    ahead->next += ahead->bytes;
+  }
+
   static thread_local int64_t rows_;  // between Begin and End
 };
 thread_local int64_t Tiles::rows_ = 0;
