@@ -2,7 +2,7 @@
 // the products of the step at the fp32 or bf16 matrix ceiling that LibTorch reaches on this machine
 // in this run. The hash is of the weights after the steps.
 //
-//   train_bench [--threads N] [--steps N] [--json FILE]
+//   train_bench [--shape NAME] [--threads N] [--steps N] [--json FILE]
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -118,8 +119,10 @@ nlohmann::json RunShape(const Shape& s, bool bf16, int steps) {
 int Main(int argc, char** argv) {
   int64_t threads = 0;
   int steps = 10;
-  std::string json_path;
+  std::string json_path, only;
   CLI::App app("training steps beside their floor", "train_bench");
+  app.add_option("--shape", only, "demo, tiny-shakespeare or L6-D384; all without")
+      ->check(CLI::IsMember({"demo", "tiny-shakespeare", "L6-D384"}));
   app.add_option("--threads", threads, "0: all that the process may use");
   app.add_option("--steps", steps, "of each shape; the best one counts")
       ->check(CLI::Range(1, 100000));
@@ -129,6 +132,7 @@ int Main(int argc, char** argv) {
   std::printf("%d threads\n", SetUpThreads(threads));
   nlohmann::json results = nlohmann::json::array();
   for (const Shape& shape : kShapes) {
+    if (!only.empty() && only != shape.name) continue;
     for (bool bf16 : {false, true}) results.push_back(RunShape(shape, bf16, steps));
   }
   return bench::WriteJson(json_path, results);

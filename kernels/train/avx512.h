@@ -9,6 +9,8 @@ namespace skein::kernels::train {
 void Avx512Wkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
 void Avx512Wkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
 
+void AmxWkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
+void AmxWkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
 void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end);
 
 }  // namespace skein::kernels::train

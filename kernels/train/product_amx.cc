@@ -15,6 +15,7 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_config.h"
 #include "kernels/train/avx512.h"
+#include "kernels/train/simd_avx512.h"
 
 namespace skein::kernels::train {
 namespace {
@@ -42,31 +43,6 @@ struct Factor {
   const float* data;
   int64_t lines, K, line_stride, k_stride;
 };
-
-void Transpose(__m512i* r) {
-  __m512i s[16];
-  for (int i = 0; i < 16; i += 2) {
-    s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      r[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + j + 2]);
-      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + j + 2]);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {  // lanes of 128 bits, of rows i, i + 4, i + 8, i + 12
-    const __m512i even = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88),
-                  odd = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD),
-                  even2 = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
-                  odd2 = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-    s[i] = _mm512_shuffle_i32x4(even, even2, 0x88);
-    s[i + 4] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
-    s[i + 8] = _mm512_shuffle_i32x4(even, even2, 0xDD);
-    s[i + 12] = _mm512_shuffle_i32x4(odd, odd2, 0xDD);
-  }
-  std::copy_n(s, 16, r);
-}
 
 // 16 lines by 32 k at `from`, rounded, of which `lines` by `depth` exist; the rest is zero. Where k
 // lies contiguous: a row per line.

@@ -1,6 +1,7 @@
-// The chunked WKV-7 with AVX-512 products: what is not a product is that of AVX2.
+// The chunked WKV-7 with AVX-512 products and decays: the rest is that of AVX2.
 
 #include "kernels/train/avx512.h"
+#include "kernels/train/simd_avx512.h"
 #include "kernels/train/wkv7_avx2.h"
 
 namespace skein::kernels::train {
@@ -30,6 +31,13 @@ void Tile(int64_t K, const float* A, int64_t a_row, int64_t a_col, const float* 
 }
 
 struct Avx512ChunkOps : Avx2ChunkOps {
+  static void Decay(int64_t n, const float* w_raw, float* sigma, float* w) {
+    for (int64_t i = 0; i < n; i += 16) {
+      const __m512 s = Sigmoid(_mm512_loadu_ps(w_raw + i));
+      _mm512_storeu_ps(sigma + i, s);
+      _mm512_storeu_ps(w + i, Exp(_mm512_set1_ps(-Wkv7Chunk<Avx512ChunkOps>::kDecayScale) * s));
+    }
+  }
   static void Gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_row, int64_t a_col,
                    const float* B, int64_t ldb, float* C, int64_t ldc, bool add) {
     for (int64_t i = 0; i < M; i += 4) {

@@ -106,7 +106,8 @@ TEST_P(Wkv7, EveryTierEqualsTheRecurrence) {
     ops->wkv7(f.forward, 0, tasks);
     // One head at a time, the last first: tasks are independent.
     for (int64_t task = tasks - 1; task >= 0; --task) ops->wkv7_grad(f, task, task + 1);
-    ExpectNear(actual, expected, 5e-5);
+    // AMX keeps 16 bits of a factor.
+    ExpectNear(actual, expected, ops->tier == std::string("amx") ? 1e-4 : 5e-5);
   }
 }
 
@@ -117,7 +118,9 @@ std::vector<Case> Cases() {
       cases.push_back({2, T, 2, 32, kind});
     }
   }
-  for (int64_t N : {16, 48, 64, 128}) {
+  for (int64_t N : {16, 48, 64, 96, 128}) {
+    cases.push_back({2, 50, 3, N, Kind::kRandom});
+    cases.push_back({1, 64, 2, N, Kind::kNoState});
     cases.push_back({1, 33, 3, N, Kind::kReset});
     cases.push_back({1, 40, 1, N, Kind::kRepeated});
   }
