@@ -2,7 +2,8 @@
 // 32 128), beside the floor: what must come from memory and from the cache at the speeds measured
 // in this run, or the operations at the measured peak, whichever takes longer. Weights and states
 // rotate over the 12 layers, so they are not in a cache when a layer comes round. The hash of the
-// outputs shows when a change of speed changed the numbers.
+// outputs shows when a change of speed changed the numbers. Where the tier has WKV by chunks
+// (cpu.chunked_wkv), prompts show its gain and by how much its outputs differ.
 //
 //   ops_bench [--threads N] [--tier NAME] [--tokens 1,4,16,256]
 //             [--types bf16,int8,int8a8,fp32] [--json FILE] [--clock thread]   (with --threads 1:
@@ -66,6 +67,11 @@ class Bench {
     mixed_ = Random(6 * kMaxT * kC, 1.0f);
     hidden_ = Random(kMaxT * kF, 1.0f);
     low_ = Random(kMaxT * 512, 1.0f);
+    // As prepare makes them: decays in [0.545, 1], a and b with a norm below one in each head.
+    decays_ = Random(kMaxT * kC, 0.2274f);
+    for (int i = 0; i < kMaxT * kC; ++i) decays_[i] += 0.7726f;
+    wkv_a_ = Random(kMaxT * kC, 0.2f);
+    wkv_b_ = Random(kMaxT * kC, 0.2f);
     vectors_ = Random(6 * kC, 0.5f);
     states_ = Random(kL * kMaxStates * kStateFloats, 0.1f);
     logits_ = Random(int64_t{kMaxLogits} * kV, 3.0f);
@@ -80,12 +86,30 @@ class Bench {
   // Every case at T tokens: one row of T when `prefill`, else T rows of one.
   std::vector<Case> Cases(int T, bool prefill, DType dtype) {
     SetBatch(T, prefill);
+    chunked_ = prefill && ops_.wkv7_chunked != nullptr;
     std::vector<Case> cases;
     AddNorms(T, dtype, &cases);
     AddMatmuls(T, dtype, &cases);
     AddTimeMix(T, &cases);
     AddSampling(std::min(T, kMaxLogits), &cases);
     return cases;
+  }
+
+  // Of the outputs of WKV by chunks to those of the loop over tokens, from the same state; as a
+  // share of the largest. Nothing where there are no chunks.
+  std::optional<double> ChunkedDifference() {
+    if (!chunked_) return std::nullopt;
+    const std::vector<float> state(states_, states_ + kStateFloats);
+    ops_.wkv7(Wkv(0), stream_);
+    const std::vector<float> want(y_, y_ + int64_t{batch_.num_tokens} * kC);
+    std::copy(state.begin(), state.end(), states_);
+    ops_.wkv7_chunked(Wkv(0), stream_);
+    double difference = 0, largest = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      difference = std::max<double>(difference, std::abs(want[i] - y_[i]));
+      largest = std::max<double>(largest, std::abs(want[i]));
+    }
+    return difference / largest;
   }
 
  private:
@@ -225,6 +249,10 @@ class Bench {
              Activation::kNone, cases);
   }
 
+  Wkv7Params Wkv(int layer) const {
+    return {batch_, kH, kN, r_, decays_, k_, v_, wkv_a_, wkv_b_, StateOf(layer), y_};
+  }
+
   void AddTimeMix(int T, std::vector<Case>* cases) {
     const double row = 4.0 * T * kC;
     cases->push_back({"prepare",
@@ -234,13 +262,20 @@ class Bench {
                                      stream_);
                       },
                       0, 12 * row, 0, a_, int64_t{T} * kC});
-    cases->push_back(
-        {"wkv7",
-         [=, this](int l) {
-           ops_.wkv7({batch_, kH, kN, r_, v_first_, k_, v_, a_, b_, StateOf(l), y_}, stream_);
-         },
-         8.0 * batch_.num_rows * kH * kN * kN, 7 * row, 9.0 * T * kH * kN * kN, y_,
-         int64_t{T} * kC});
+    const Case wkv = {"wkv7",
+                      [this](int l) { ops_.wkv7(Wkv(l), stream_); },
+                      8.0 * batch_.num_rows * kH * kN * kN,
+                      7 * row,
+                      9.0 * T * kH * kN * kN,
+                      y_,
+                      int64_t{T} * kC};
+    cases->push_back(wkv);
+    if (chunked_) {
+      cases->push_back(wkv);
+      cases->back().name = "wkv7 chunked";
+      cases->back().run = [this](int l) { ops_.wkv7_chunked(Wkv(l), stream_); };
+      cases->back().per_step = 0;
+    }
     cases->push_back({"norm_bonus_gate",
                       [=, this](int) {
                         ops_.norm_bonus_gate({T, kH, kN, y_, r_, k_, v_, a_, vectors_, vectors_,
@@ -279,9 +314,11 @@ class Bench {
   const OpTable& ops_;
   std::vector<Buffer> buffers_;
   float *x_, *delta_, *normed_, *r_, *w_, *k_, *v_, *a_, *b_, *a_raw_, *v_raw_, *v_first_, *y_;
+  float *decays_, *wkv_a_, *wkv_b_;
   float *mixed_, *hidden_, *low_, *vectors_, *states_, *logits_, *scratch_, *embedding_;
   std::vector<int32_t> offsets_, slots_, row_of_, ids_;
   Ragged batch_;
+  bool chunked_ = false;
   std::vector<SampleRow> rows_;
   std::vector<SampleResult> results_;
   std::vector<uint8_t> greedy_;
@@ -357,6 +394,20 @@ nlohmann::json PrintStep(const nlohmann::json& cases, int T) {
   return {{"tokens", T}, {"name", "step"}, {"us", total}, {"floor_us", floor}};
 }
 
+nlohmann::json PrintChunked(const nlohmann::json& cases, int T, double difference) {
+  double loop = 0, chunked = 0;
+  for (const auto& c : cases) {
+    if (c["name"] == "wkv7") loop = c["us"];
+    if (c["name"] == "wkv7 chunked") chunked = c["us"];
+  }
+  std::printf("wkv7 of %d tokens: by chunks %.2f times as fast, y differs by %.1e of its largest\n",
+              T, loop / chunked, difference);
+  return {{"tokens", T},
+          {"name", "gain of wkv7 chunked"},
+          {"gain", loop / chunked},
+          {"difference", difference}};
+}
+
 Options ParseOptions(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -418,10 +469,13 @@ int Main(int argc, char** argv) {
       Bench bench(*device, *stream);
       nlohmann::json cases = nlohmann::json::array();
       const std::vector<Case> all = bench.Cases(T, T > 64, dtype);
+      const std::optional<double> difference = bench.ChunkedDifference();
       const std::vector<uint32_t> hashes = HashCases(all);
       for (size_t i = 0; i < all.size(); ++i)
         cases.push_back(MeasureCase(all[i], T, top, hashes[i]));
-      cases.push_back(PrintStep(cases, T));
+      const nlohmann::json step = PrintStep(cases, T);
+      if (difference.has_value()) cases.push_back(PrintChunked(cases, T, *difference));
+      cases.push_back(step);
       for (auto& c : cases) report[name].push_back(c);
     }
   }

@@ -1,18 +1,13 @@
 // Forward and backward of the training operators on one thread, in milliseconds of that thread's
 // own time (other programs may run), beside the floor: each array once from memory at the speed
 // measured in this run, or the operations at the measured peak, whichever takes longer; and beside
-// the plain loops. Operations are those of the formulae: of WKV-7 those of the recurrence. Last,
-// the matrix form of WKV-7 on a prompt, beside the engine's loop over tokens: its gain and its
-// error.
+// the plain loops. Operations are those of the formulae: of WKV-7 those of the recurrence.
 //
 //   train_ops_bench [--json FILE]
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <functional>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -21,10 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/ceilings.h"
 #include "bench/write_json.h"
-#include "engine/base/check.h"
 #include "engine/base/file.h"
-#include "kernels/device.h"
-#include "kernels/ops.h"
 #include "kernels/train/train_ops.h"
 
 namespace skein::bench {
@@ -166,112 +158,6 @@ class Bench {
   std::vector<float> mixed_, states_, rows_, partial_;
 };
 
-// WKV-7 of one prompt by either form. Heads are inputs of the size that the model's are: kk is
-// normalized, the decay is near one.
-class Prompt {
- public:
-  nlohmann::json Compare() {
-    std::string error;
-    const auto device = kernels::NewCpuDevice({1, ""}, &error);
-    SKEIN_CHECK(device != nullptr);
-    const auto stream = device->NewStream();
-    const double loop = Measure(0.3, [&] { Loop(device->ops(), *stream); }).best;
-    const double matrices = Measure(0.3, [&] { Matrices(ActiveTrainOps<float>()); }).best;
-    const std::vector<double> exact = Exact();
-    std::printf(
-        "wkv7 of a prompt of %ld tokens, %ld heads of %ld: engine's loop over tokens (%s) %.3f ms, "
-        "error %.1e; matrix form (%s) %.3f ms, error %.1e; gain %.2f\n",
-        kT, kH, kN, device->info().tier.c_str(), loop * 1e3, ErrorOf(loop_y_, exact),
-        ActiveTrainOps<float>().tier, matrices * 1e3, ErrorOf(matrix_y_, exact), loop / matrices);
-    return {{"tokens", kT},
-            {"heads", kH},
-            {"loop_seconds", loop},
-            {"loop_error", ErrorOf(loop_y_, exact)},
-            {"matrix_seconds", matrices},
-            {"matrix_error", ErrorOf(matrix_y_, exact)},
-            {"gain", loop / matrices}};
-  }
-
-  Prompt() {
-    std::mt19937 engine(7);
-    std::normal_distribution<float> normal;
-    for (std::vector<float>* x : {&r_, &w_raw_, &k_, &v_, &a_, &b_}) {
-      x->resize(kT * kH * kN);
-      for (float& value : *x) value = normal(engine);
-    }
-    for (int64_t head = 0; head < kT * kH; ++head) {
-      float squares = 0;
-      for (int64_t i = 0; i < kN; ++i) squares += a_[head * kN + i] * a_[head * kN + i];
-      for (int64_t i = 0; i < kN; ++i) {
-        float &a = a_[head * kN + i], &b = b_[head * kN + i];
-        a /= std::sqrt(squares);
-        b = -a / (1 + std::exp(-b));
-      }
-    }
-    for (const float raw : w_raw_) {
-      w_.push_back(std::exp(-std::exp(-0.5f) / (1 + std::exp(-raw))));
-    }
-    loop_y_.resize(r_.size());
-    matrix_y_.resize(r_.size());
-    state_.resize(kH * kN * kN);
-  }
-
- private:
-  static constexpr int64_t kT = 256, kH = 12, kN = 64;  // of the 0.1B model
-
-  void Loop(const kernels::OpTable& ops, kernels::Stream& stream) {
-    static constexpr int32_t kOffsets[] = {0, kT}, kSlots[] = {0}, kRowOf[kT] = {};
-    std::fill(state_.begin(), state_.end(), 0.0f);
-    ops.wkv7({{1, kT, kOffsets, kSlots, kRowOf},
-              kH,
-              kN,
-              r_.data(),
-              w_.data(),
-              k_.data(),
-              v_.data(),
-              a_.data(),
-              b_.data(),
-              {state_.data(), kH * kN * kN},
-              loop_y_.data()},
-             stream);
-  }
-
-  template <class Real>
-  static Wkv7Forward<Real> Forward(const std::vector<Real>& r, const std::vector<Real>& w_raw,
-                                   const std::vector<Real>& k, const std::vector<Real>& v,
-                                   const std::vector<Real>& a, const std::vector<Real>& b,
-                                   std::vector<Real>* y, std::vector<Real>* state) {
-    return {1,        kT,       kH,       kN,      r.data(), w_raw.data(), k.data(),
-            v.data(), a.data(), b.data(), nullptr, nullptr,  y->data(),    state->data()};
-  }
-
-  void Matrices(const TrainOps<float>& ops) {
-    ops.wkv7(Forward(r_, w_raw_, k_, v_, a_, b_, &matrix_y_, &state_), 0, kH);
-  }
-
-  std::vector<double> Exact() const {
-    const auto wide = [](const std::vector<float>& x) {
-      return std::vector<double>(x.begin(), x.end());
-    };
-    std::vector<double> y(r_.size()), state(state_.size());
-    PlainTrainOps<double>().wkv7(
-        Forward(wide(r_), wide(w_raw_), wide(k_), wide(v_), wide(a_), wide(b_), &y, &state), 0, kH);
-    return y;
-  }
-
-  // Largest difference, as a share of the largest value.
-  static double ErrorOf(const std::vector<float>& y, const std::vector<double>& exact) {
-    double difference = 0, largest = 0;
-    for (size_t i = 0; i < y.size(); ++i) {
-      difference = std::max(difference, std::abs(y[i] - exact[i]));
-      largest = std::max(largest, std::abs(exact[i]));
-    }
-    return difference / largest;
-  }
-
-  std::vector<float> r_, w_raw_, k_, v_, a_, b_, w_, loop_y_, matrix_y_, state_;
-};
-
 nlohmann::json Run() {
   use_thread_time = true;
   SerialStream stream;
@@ -306,8 +192,7 @@ nlohmann::json Run() {
   return {{"tier", ops.tier},
           {"read_bytes_per_second", bandwidth},
           {"peak_flops", peak},
-          {"results", results},
-          {"prompt", Prompt().Compare()}};
+          {"results", results}};
 }
 
 }  // namespace

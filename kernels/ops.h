@@ -255,6 +255,10 @@ struct OpTable {
   void (*norm_bonus_gate)(const NormBonusGateParams&, Stream&);
   void (*sample)(const SampleParams&, Stream&);
   void (*score)(const ScoreParams&, Stream&);
+  // wkv7 by products of matrices over 16 tokens at a time, for rows of so many: its last bits
+  // depend on how a prompt is cut (1e-5 of the largest output). Null where the tier has none that
+  // is faster.
+  void (*wkv7_chunked)(const Wkv7Params&, Stream&) = nullptr;
 };
 
 }  // namespace skein::kernels

@@ -113,6 +113,8 @@ void AddModel(YamlSchema* s, ModelSource* m, CpuConfig* cpu) {
          "CPUs that these threads are bound to, one each: auto, or a list like 0-3,8; empty: none");
   s->Add("cpu.keep_packed", &cpu->keep_packed,
          "keep packed weights in a file beside the checkpoint, for the next start");
+  s->Add("cpu.chunked_wkv", &cpu->chunked_wkv,
+         "WKV of prompts by chunks on AMX: faster, but not the same bits however a prompt is cut");
 }
 
 void AddEngine(YamlSchema* s, EngineConfig* e) {

@@ -96,6 +96,7 @@ struct CpuConfig {
   std::string tier;
   std::string pin;           // as kernels::CpuOptions::pin
   bool keep_packed = false;  // in a file beside the checkpoint
+  bool chunked_wkv = false;  // engine::ModelOptions::chunked_wkv
 };
 
 struct EngineConfig {

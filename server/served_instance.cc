@@ -112,6 +112,13 @@ void LogPacked(const engine::PackedFile& packed, const engine::Model& model) {
   }
 }
 
+void LogChunkedWkv(const kernels::Device& device) {
+  if (device.ops().wkv7_chunked != nullptr) return;
+  LogLine(LogLevel::kWarning,
+          "cpu.chunked_wkv changes nothing here: it needs the instruction set amx")
+      .With("tier", device.info().tier);
+}
+
 absl::Status Prefix(const absl::Status& status, const std::string& prefix) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
@@ -189,6 +196,8 @@ absl::StatusOr<std::unique_ptr<ServedInstance>> LoadInstance(const ModelSource& 
       *checkpoint,
       engine::PackedFile::PathFor(source.path, out->device->info().tier, options.weights));
   if (config.cpu.keep_packed) options.packed = &packed;
+  options.chunked_wkv = config.cpu.chunked_wkv;
+  if (options.chunked_wkv) LogChunkedWkv(*out->device);
   auto model = engine::Model::Load(*checkpoint, *out->device, options);
   if (!model.ok()) return Prefix(model.status(), absl::StrCat(source.path, ": "));
   out->model = *std::move(model);

@@ -39,7 +39,7 @@ LIBRARIES = (
     ("protobuf", ("google/protobuf/",), ("server/", "client/", "trainer/")),
     ("yaml-cpp", ("yaml-cpp/",), ("engine/base/strict_yaml.cc",)),
     ("LibTorch", ("torch/", "ATen/", "c10/", "caffe2/"),
-     ("kernels/torch/", "kernels/torch_ops.h", "kernels/train/", "trainer/")),
+     ("kernels/torch/", "kernels/torch_ops.h", "trainer/")),
     ("CUDA", ("cuda", "cublas", "cooperative_groups", "nccl", "cub/", "thrust/"), ("kernels/cuda/",)),
     ("prometheus-cpp", ("prometheus/",), ("server/",)),
     ("MPI", ("mpi.h",), ("trainer/data_parallel_mpi.cc",)),

@@ -5,6 +5,7 @@
 //
 //   skein_peer MODEL fp32|bf16|int8|int8a8 --json FILE [--threads N] [--tier NAME]
 //              [--rows 1,4,8,16,32] [--prefill 256] [--seconds 2] [--logits FILE --prompt 1,2,3]
+//              [--chunked-wkv]
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -31,6 +32,7 @@ struct Options {
   std::string model, weights, tier, json, logits;
   int threads = 0, prefill = 256;
   double seconds = 2;
+  bool chunked_wkv = false;
   std::vector<int32_t> rows = {1, 4, 8, 16, 32}, prompt;
 };
 
@@ -151,6 +153,7 @@ absl::Status Run(const Options& options) {
   if (device == nullptr) return absl::InvalidArgumentError(error);
   ModelOptions load;
   load.weights = *bench::WeightsOf(options.weights);
+  load.chunked_wkv = options.chunked_wkv;
   const auto prompt = static_cast<int32_t>(options.prompt.size());
   load.max_rows = *std::max_element(options.rows.begin(), options.rows.end());
   load.max_tokens = std::max({options.prefill, load.max_rows, prompt});
@@ -177,6 +180,7 @@ int Main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "of each figure")->check(CLI::PositiveNumber);
   app.add_option("--logits", options.logits, "fp32 [prompt, V] go there");
   app.add_option("--prompt", options.prompt, "token ids")->delimiter(',');
+  app.add_flag("--chunked-wkv", options.chunked_wkv, "as cpu.chunked_wkv; amx");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = Run(options);
   if (status.ok()) return 0;

@@ -37,6 +37,9 @@ struct ModelOptions {
   std::function<void(const LoadProgress&)> progress;
   std::function<bool()> wanted = nullptr;  // any thread; false: loading ends with CANCELLED
   PackedFile* packed = nullptr;            // where packed weights are kept; null: nowhere
+  // Prompts by OpTable::wkv7_chunked, where the device has it: what comes of them then depends, in
+  // the last bits, on how they are cut into steps.
+  bool chunked_wkv = false;
 };
 
 // One step's work, host memory. Row r owns tokens [offsets[r], offsets[r+1]) and the state in

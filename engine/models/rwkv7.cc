@@ -249,8 +249,9 @@ void Rwkv7::TimeMix(int32_t i, const kernels::Ragged& batch, const float* delta,
   ops_.prepare({T, H, N, ws_.w, ws_.k, ws_.v, ws_.a_raw, first ? nullptr : ws_.v_raw, ws_.v_first,
                 l.k_k, l.k_a, ws_.a, ws_.b},
                stream);
-  ops_.wkv7({batch, H, N, ws_.r, ws_.w, ws_.k, ws_.v, ws_.a, ws_.b, StateOf(i, states, C), ws_.y},
-            stream);
+  const auto wkv7 = options_.chunked_wkv && ops_.wkv7_chunked ? ops_.wkv7_chunked : ops_.wkv7;
+  wkv7({batch, H, N, ws_.r, ws_.w, ws_.k, ws_.v, ws_.a, ws_.b, StateOf(i, states, C), ws_.y},
+       stream);
   ops_.norm_bonus_gate({T, H, N, ws_.y, ws_.r, ws_.k, ws_.v, ws_.g, l.r_k, l.ln_x_weight,
                         l.ln_x_bias, 64e-5f, ws_.y},
                        stream);

@@ -30,6 +30,7 @@ namespace amx {
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
 void Pack(const PackParams& p, Stream& stream);
 void Matmul(const MatmulParams* params, int n, Stream& stream);
+void Wkv7Chunked(const Wkv7Params& p, Stream& stream);
 }  // namespace amx
 
 }  // namespace skein::kernels

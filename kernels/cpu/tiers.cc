@@ -56,6 +56,7 @@ const OpTable& AmxOps() {
     table.packed_bytes = amx::PackedBytes;
     table.pack = amx::Pack;
     table.matmul = amx::Matmul;
+    table.wkv7_chunked = amx::Wkv7Chunked;
     return table;
   }();
   return kTable;

@@ -201,19 +201,27 @@ void RunPrepare(const PrepareParams& p, Stream& stream) {
   });
 }
 
-template <class L>
-void RunWkv7(const Wkv7Params& p, Stream& stream) {
-  // Work is laid out on a line, row after row and head after head; a thread runs the heads that
-  // begin in its piece.
+// heads(row, first, last) for heads [first, last) of each row of the batch, on all threads. Work is
+// laid out on a line, row after row and head after head; a thread runs the heads that begin in its
+// piece.
+template <class Heads>
+void ForHeads(const Wkv7Params& p, Stream& stream, const Heads& heads) {
   const int64_t total = (p.batch.num_tokens + kStateCost * p.batch.num_rows) * p.H;
-  ForRange(stream, total, GrainFor(0.1 * p.N * p.N), [&p](int64_t begin, int64_t end) {
+  ForRange(stream, total, GrainFor(0.1 * p.N * p.N), [&](int64_t begin, int64_t end) {
     int64_t at = 0;
     for (int64_t row = 0; row < p.batch.num_rows && at < end; ++row) {
       const int64_t cost = p.batch.offsets[row + 1] - p.batch.offsets[row] + kStateCost;
-      const ItemRange heads = ItemsIn(at, cost, p.H, begin, end);
-      for (int64_t head = heads.first; head < heads.last; ++head) RunHead<L>(p, row, head);
+      const ItemRange range = ItemsIn(at, cost, p.H, begin, end);
+      if (range.first < range.last) heads(row, range.first, range.last);
       at += cost * p.H;
     }
+  });
+}
+
+template <class L>
+void RunWkv7(const Wkv7Params& p, Stream& stream) {
+  ForHeads(p, stream, [&p](int64_t row, int64_t first, int64_t last) {
+    for (int64_t head = first; head < last; ++head) RunHead<L>(p, row, head);
   });
 }
 

@@ -10,6 +10,9 @@ void Avx512Wkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
 void Avx512Wkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
 
 void AmxWkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
+// w_raw holds the decays w themselves. N is a multiple of 32, there are no resets; final_state may
+// be state.
+void AmxWkv7OfDecays(const Wkv7Forward<float>& p, int64_t begin, int64_t end);
 void AmxWkv7Grad(const Wkv7Backward<float>& q, int64_t begin, int64_t end);
 void AmxProduct(const ProductArgs& p, int64_t begin, int64_t end);
 

@@ -49,8 +49,8 @@ void TransposeSquare(int64_t N, const float* from, float* to) {
 
 class AmxChunk {
  public:
-  AmxChunk(const Wkv7Forward<float>& p, bool backward)
-      : p_(p), N_(p.N), chunks_((p.T + L - 1) / L) {
+  AmxChunk(const Wkv7Forward<float>& p, bool backward, bool of_decays = false)
+      : p_(p), N_(p.N), chunks_((p.T + L - 1) / L), of_decays_(of_decays) {
     const int64_t wide = kTwo * N_, square = N_ * N_, small = kTwo * kTwo;
     next_ = ThreadScratch(backward ? 11 * wide + 4 * small + 5 * square + 34 * N_
                                    : 6 * wide + 2 * small + 2 * square + N_);
@@ -180,8 +180,9 @@ class AmxChunk {
     // 16 channels of token i: Q is the product of decays before it, then including it.
     const auto load = [=, this](int64_t i, int64_t n, __m512* Q) {
       const int64_t at = Offset(i) + n;
-      const __m512 s = Sigmoid(Load(w_raw + at));
-      const __m512 now = *Q * Exp(_mm512_set1_ps(-kDecayScale) * s), inverse = Reciprocal(now);
+      const __m512 s = of_decays_ ? _mm512_setzero_ps() : Sigmoid(Load(w_raw + at)),
+                   w = of_decays_ ? Load(w_raw + at) : Exp(_mm512_set1_ps(-kDecayScale) * s);
+      const __m512 now = *Q * w, inverse = Reciprocal(now);
       if (kBackward) {
         Store(sigma + i * N_ + n, s);
         Store(P + i * N_ + n, now);
@@ -428,6 +429,7 @@ class AmxChunk {
 
   const Wkv7Forward<float>& p_;
   const int64_t N_, chunks_;
+  const bool of_decays_;     // w_raw is w
   float* next_;              // of the scratch memory, while it is cut
   int64_t count_ = 0;        // tokens of this chunk
   int64_t base_offset_ = 0;  // of its first token in the [R, C] arrays
@@ -455,6 +457,13 @@ void AmxWkv7(const Wkv7Forward<float>& p, int64_t begin, int64_t end) {
   if (!FitsTiles(p)) return Avx512Wkv7(p, begin, end);
   ConfigureTiles(16);
   AmxChunk chunk(p, false);
+  for (int64_t task = begin; task < end; ++task) chunk.Forward(task);
+  _tile_release();
+}
+
+void AmxWkv7OfDecays(const Wkv7Forward<float>& p, int64_t begin, int64_t end) {
+  ConfigureTiles(16);
+  AmxChunk chunk(p, false, true);
   for (int64_t task = begin; task < end; ++task) chunk.Forward(task);
   _tile_release();
 }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/kernels/op_cases.h"
 
 namespace skein::kernels {
@@ -176,6 +178,47 @@ TEST_P(TimeMixTest, Wkv7DoesNotDependOnNeighboursThreadsOrCuts) {
     }
     ExpectSameBits(alone.y, whole.y, Name(h) + " alone and cut, y");
     ExpectSameBits(alone.state, whole.state, Name(h) + " alone and cut, state");
+  }
+}
+
+// The largest difference as a share of the largest value.
+double ErrorOf(const Floats& got, const Floats& want) {
+  double difference = 0, largest = 0;
+  for (int64_t i = 0; i < want.size(); ++i) {
+    difference = std::max(difference, std::abs(double{got[i]} - want[i]));
+    largest = std::max(largest, std::abs(double{want[i]}));
+  }
+  return difference / largest;
+}
+
+TEST(ChunkedWkv7, IsNearTheDoubleLoopAndLeavesShortRowsAsTheyAre) {
+  const RaggedCase batch({16, 1, 77, 15, 256}, {2, 5, 0, 3, 1});
+  const auto has_chunks = [](const Tier* tier) { return tier->ops().wkv7_chunked != nullptr; };
+  const std::vector<const Tier*> tiers = MachineTiers();
+  const auto tier = std::find_if(tiers.begin(), tiers.end(), has_chunks);
+  if (tier == tiers.end()) GTEST_SKIP() << "no tier of this machine has it";
+  const OpTable& ops = (*tier)->ops();
+  int seed = 20;
+  for (const Heads& h : std::vector<Heads>{{3, 64}, {2, 32}, {1, 128}, {2, 40}}) {
+    WkvCase want(h, batch.view().num_tokens, 6, ++seed);
+    WkvCase loop = want, got = want, serial = want;
+    TestStream one(1), three(3);
+    plain::Wkv7<double>(want.Params(batch), 0, 5 * h.H);
+    ops.wkv7(loop.Params(batch), three);
+    ops.wkv7_chunked(got.Params(batch), three);
+    ops.wkv7_chunked(serial.Params(batch), one);
+    EXPECT_LT(ErrorOf(got.y, want.y), 5e-5) << Name(h);
+    EXPECT_LT(ErrorOf(got.state, want.state), 5e-5) << Name(h);
+    ExpectSameBits(serial.y, got.y, Name(h) + " threads, y");
+    ExpectSameBits(serial.state, got.state, Name(h) + " threads, state");
+    // Rows of 1 and 15 tokens, and heads whose size is no multiple of 32, are the loop's.
+    const auto same = [&](int64_t first, int64_t tokens) {
+      const int64_t C = int64_t{h.H} * h.N;
+      return std::equal(got.y.get() + first * C, got.y.get() + (first + tokens) * C,
+                        loop.y.get() + first * C);
+    };
+    EXPECT_TRUE(same(16, 1) && same(94, 15)) << Name(h);
+    EXPECT_EQ(same(17, 77), h.N % 32 != 0) << Name(h);
   }
 }
 

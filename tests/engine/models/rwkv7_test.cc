@@ -26,7 +26,8 @@ std::vector<std::string> Tiers() {
 
 // A loaded model with states for a few slots.
 struct Loaded {
-  Loaded(const RandomModel& random, const std::string& tier, DType weights, int threads = 2) {
+  Loaded(const RandomModel& random, const std::string& tier, DType weights, int threads = 2,
+         bool chunked_wkv = false) {
     std::string error;
     device = kernels::NewCpuDevice({threads, tier}, &error);
     EXPECT_NE(device, nullptr) << error;
@@ -36,6 +37,7 @@ struct Loaded {
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
     ModelOptions options;
     options.weights = weights;
+    options.chunked_wkv = chunked_wkv;
     options.max_tokens = 256;
     options.max_rows = 40;
     options.max_logits = 256;
@@ -142,6 +144,24 @@ TEST(Rwkv7, AnyCutOfAPromptIsBitEqual) {
         EXPECT_EQ(m.StateOf(0), m.StateOf(1));
         EXPECT_EQ(m.StateOf(0), m.StateOf(2));
       }
+    }
+  }
+}
+
+TEST(Rwkv7, PromptsByChunksMatchThePlainReference) {
+  const RandomModel random(kShapes[3]);
+  const auto tokens = RandomTokens(70, kShapes[3].V, 9);
+  for (const std::string& tier : Tiers()) {
+    Loaded exact(random, tier, DType::kF32), chunked(random, tier, DType::kF32, 2, true);
+    const auto loop = exact.Step({{3, tokens}}),
+               got = chunked.Step({{3, tokens}, {5, {tokens[0]}}});
+    EXPECT_EQ(got.back(), loop[0]) << "a single token is not cut into chunks";
+    EXPECT_EQ(std::vector(got.begin(), got.end() - 1) == loop,
+              exact.device->ops().wkv7_chunked == nullptr)
+        << tier;
+    Rwkv7Reference reference(random);
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      EXPECT_LT(RelativeError(got[t], reference.Step(tokens[t])), 1e-4) << tier << " token " << t;
     }
   }
 }
