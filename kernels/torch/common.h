@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "kernels/torch/operators.h"
 #include "kernels/train/train_ops.h"
 
 #if defined(__SSE__)
@@ -58,20 +59,18 @@ void ParallelRowBlocks(int64_t rows, const Body& body) {
   });
 }
 
-// Runs kernel(begin, end, partial) on row blocks and returns the sum of the partials, `sizes`
-// numbers each.
+// Runs kernel(begin, end, partial) on row blocks; *out [sizes] is the sum of the partials.
 template <class Real, class Kernel>
-at::Tensor SumOverRowBlocks(int64_t rows, at::IntArrayRef sizes, const at::TensorOptions& options,
-                            const Kernel& kernel) {
-  at::Tensor out = at::empty(sizes, options);
-  const int64_t n = out.numel(), blocks = (rows + train::kRowsPerBlock - 1) / train::kRowsPerBlock;
-  at::Tensor partial = at::empty({blocks, n}, options);
-  Real* data = partial.mutable_data_ptr<Real>();
+void SumOverRowBlocks(int64_t rows, at::IntArrayRef sizes, const at::TensorOptions& options,
+                      const Kernel& kernel, at::Tensor* partial, at::Tensor* out) {
+  operators::Size(out, sizes, options);
+  const int64_t n = out->numel(), blocks = (rows + train::kRowsPerBlock - 1) / train::kRowsPerBlock;
+  operators::Size(partial, {blocks, n}, options);
+  Real* data = partial->mutable_data_ptr<Real>();
   ParallelRowBlocks(rows, [&](int64_t block, int64_t begin, int64_t end) {
     kernel(begin, end, data + block * n);
   });
-  train::SumBlocks(data, blocks, n, out.mutable_data_ptr<Real>());
-  return out;
+  train::SumBlocks(data, blocks, n, out->mutable_data_ptr<Real>());
 }
 
 // `name` must be a CPU tensor of this type and shape; returned contiguous.
@@ -84,19 +83,17 @@ inline at::Tensor Checked(const at::Tensor& t, const char* name, at::ScalarType 
   return t.contiguous();
 }
 
-inline OptionalTensor Checked(const OptionalTensor& t, const char* name, at::ScalarType type,
-                              at::IntArrayRef sizes) {
-  if (!t.has_value() || !t->defined()) return std::nullopt;
+// Undefined where there is none.
+inline at::Tensor Checked(const OptionalTensor& t, const char* name, at::ScalarType type,
+                          at::IntArrayRef sizes) {
+  if (!t.has_value() || !t->defined()) return at::Tensor();
   return Checked(*t, name, type, sizes);
 }
 
+// Null for a tensor that is not defined.
 template <class Real>
 const Real* Data(const at::Tensor& t) {
-  return t.const_data_ptr<Real>();
-}
-template <class Real>
-const Real* Data(const OptionalTensor& t) {
-  return t.has_value() && t->defined() ? t->const_data_ptr<Real>() : nullptr;
+  return t.defined() ? t.const_data_ptr<Real>() : nullptr;
 }
 template <class Real>
 Real* Out(const at::Tensor& t) {
@@ -110,11 +107,6 @@ auto DispatchReal(const at::Tensor& t, const char* op, const F& f) {
               " takes float or double, not ", t.scalar_type());
   return t.scalar_type() == at::kFloat ? f.template operator()<float>()
                                        : f.template operator()<double>();
-}
-
-inline at::Tensor OrUndefined(const OptionalTensor& t) { return t.has_value() ? *t : at::Tensor(); }
-inline OptionalTensor MaybeTensor(const at::Tensor& t) {
-  return t.defined() ? OptionalTensor(t) : std::nullopt;
 }
 
 // First line of every backward. Gradients of gradients would come out as zeros, so they are

@@ -1,7 +1,4 @@
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -19,15 +16,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-struct Options {
-  double l2wrap, norm, norm_rows;
-  bool compute_bf16;
-};
-
-struct Result {
-  at::Tensor loss, ce_sum, d_x, d_head;  // the gradients only when asked for
-};
 
 // Rows of one chunk: about 4 MiB of logits, a multiple of 64 so that blocks of rows stay the same.
 int64_t ChunkRows(int64_t V) { return std::clamp<int64_t>((1 << 20) / V / 64 * 64, 64, 4096); }
@@ -48,108 +36,81 @@ std::pair<int64_t, double> CountRows(const int64_t* labels, const Real* weights,
   return {used, sum};
 }
 
-// The products of head and rows. In bf16 they are the tier's own where it has one, which rounds all
-// its factors itself, the gradients of the logits too. Elsewhere x and head are rounded once and
-// multiplied in the type of the computation: LibTorch's bf16 product would round the logits.
-class Products {
- public:
-  Products(const at::Tensor& x, const at::Tensor& head, bool bf16)
-      : tier_(bf16 && HasTierProduct(x.scalar_type())),
-        x_(Rounded(x, bf16 && !tier_)),
-        head_(Rounded(head, bf16 && !tier_)) {}
-
-  const at::Tensor& x() const { return x_; }
-  const at::Tensor& head() const { return head_; }
-
-  // c = a b
-  void Multiply(const at::Tensor& a, const at::Tensor& b, at::Tensor c) const {
-    if (tier_) return TierProduct(a, b, {}, c);
-    at::mm_out(c, a, b);
-  }
-  // c += a b
-  void Add(const at::Tensor& a, const at::Tensor& b, at::Tensor c) const {
-    if (tier_) return AddTierProduct(a, b, c);
-    at::addmm_out(c, c, a, b);
-  }
-
- private:
-  static at::Tensor Rounded(const at::Tensor& t, bool to_bf16) {
-    return to_bf16 ? t.to(at::kBFloat16).to(t.scalar_type()) : t;
-  }
-
-  const bool tier_;
-  const at::Tensor x_, head_;
-};
+// The products of head and rows round all their factors, the gradients of the logits too, where the
+// tier has a product of its own. Elsewhere x and head are rounded once and multiplied in the type
+// of the computation: LibTorch's bf16 product would round the logits.
+at::Tensor Rounded(const at::Tensor& t) { return t.to(at::kBFloat16).to(t.scalar_type()); }
 
 template <class Real>
-Result Run(const at::Tensor& x_in, const at::Tensor& head_in, const at::Tensor& labels,
-           const OptionalTensor& weights, const Options& options, bool gradient) {
-  const Products products(x_in, head_in, options.compute_bf16);
-  const at::Tensor &x = products.x(), &head = products.head();
+void RunAll(operators::HeadCrossEntropy* op, const at::Tensor& d_head) {
+  const bool tier = op->bf16 && HasTierProduct(op->x.scalar_type()), round = op->bf16 && !tier,
+             gradient = d_head.defined();
+  const at::Tensor x = round ? Rounded(op->x) : op->x, head = round ? Rounded(op->head) : op->head;
   const int64_t rows = x.size(0), V = head.size(0),
                 chunk = std::min(std::max<int64_t>(rows, 1), ChunkRows(V));
-  const int64_t* label = Data<int64_t>(labels);
-  const Real* weight = Data<Real>(weights);
+  const int64_t* label = Data<int64_t>(op->labels);
+  const Real* weight = Data<Real>(op->weights);
   const auto [used, weight_sum] = CountRows(label, weight, rows, V);
-  const double W = options.norm > 0 ? options.norm : weight_sum;
-  const double n = options.norm_rows > 0 ? options.norm_rows : static_cast<double>(used);
+  const double W = op->norm > 0 ? op->norm : weight_sum;
+  const double n = op->norm_rows > 0 ? op->norm_rows : static_cast<double>(used);
   // Nothing counts: the loss is zero, and so are the gradients.
   const double inv_norm = W != 0 ? 1 / W : 0, inv_rows = n > 0 ? 1 / n : 0;
 
-  Result out;
-  if (gradient) {
-    out.d_x = at::empty_like(x);
-    out.d_head = at::zeros_like(head);
-  }
-  const at::Tensor logits = at::empty({chunk, V}, x.options());
-  std::vector<double> ce(chunk), squares(chunk);
+  if (gradient) operators::Size(&op->d_x, x.sizes(), x.options());
+  operators::Size(&op->logits, {chunk, V}, x.options());
+  op->ce.resize(chunk), op->squares.resize(chunk);
   double loss_sum = 0, square_sum = 0;
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
-    const at::Tensor part = logits.narrow(0, 0, count), x_part = x.narrow(0, first, count);
-    products.Multiply(x_part, head.t(), part);
+    const at::Tensor logits = op->logits.narrow(0, 0, count), part = x.narrow(0, first, count);
+    Multiply({part}, Transposed(head), {}, tier, logits);
     train::CrossEntropyArgs<Real> p;
     p.V = V, p.labels = label + first, p.weights = weight != nullptr ? weight + first : nullptr;
-    p.inv_norm = inv_norm, p.l2 = options.l2wrap * inv_rows, p.gradient = gradient;
-    p.logits = Out<Real>(part), p.ce = ce.data(), p.max_squared = squares.data();
+    p.inv_norm = inv_norm, p.l2 = op->l2wrap * inv_rows, p.gradient = gradient;
+    p.logits = Out<Real>(logits), p.ce = op->ce.data(), p.max_squared = op->squares.data();
     const auto& ops = train::ActiveTrainOps<Real>();
     ParallelRange(count, 8, [&](int64_t begin, int64_t end) { ops.cross_entropy(p, begin, end); });
     for (int64_t i = 0; i < count; ++i) {
-      loss_sum += (p.weights != nullptr ? p.weights[i] : 1) * ce[i];
-      square_sum += squares[i];
+      loss_sum += (p.weights != nullptr ? p.weights[i] : 1) * op->ce[i];
+      square_sum += op->squares[i];
     }
     if (!gradient) continue;
-    products.Multiply(part, head, out.d_x.narrow(0, first, count));
-    products.Add(part.t(), x_part, out.d_head);
+    Multiply({logits}, {head}, {}, tier, op->d_x.narrow(0, first, count));
+    AddProduct(Transposed(logits), {part}, tier, d_head);
   }
-  const double loss = loss_sum * inv_norm + 0.5 * options.l2wrap * square_sum * inv_rows;
-  out.loss = at::full({}, loss, x.options());
-  out.ce_sum = at::full({}, loss_sum, x.options());
-  return out;
+  op->loss = loss_sum * inv_norm + 0.5 * op->l2wrap * square_sum * inv_rows;
+  op->ce_sum = loss_sum;
 }
 
-Result Forward(const at::Tensor& x, const at::Tensor& head, const at::Tensor& labels,
-               const OptionalTensor& weights, const Options& options, bool gradient) {
+operators::HeadCrossEntropy Check(const at::Tensor& x, const at::Tensor& head,
+                                  const at::Tensor& labels, const OptionalTensor& weights,
+                                  double l2wrap, double norm, double norm_rows, bool bf16) {
   TORCH_CHECK(x.dim() == 2 && head.dim() == 2,
               "skein::head_cross_entropy: x must be [rows, C] and head [V, C], got ", x.sizes(),
               " and ", head.sizes());
   const auto type = x.scalar_type();
   const int64_t rows = x.size(0), C = x.size(1), V = head.size(0);
   TORCH_CHECK(V > 0 && C > 0, "skein::head_cross_entropy: head is empty");
-  return DispatchReal(x, "head_cross_entropy", [&]<class Real>() {
-    return Run<Real>(Checked(x, "x", type, {rows, C}), Checked(head, "head", type, {V, C}),
-                     Checked(labels, "labels", at::kLong, {rows}),
-                     Checked(weights, "weights", type, {rows}), options, gradient);
-  });
+  operators::HeadCrossEntropy op;
+  op.x = Checked(x, "x", type, {rows, C}), op.head = Checked(head, "head", type, {V, C});
+  op.labels = Checked(labels, "labels", at::kLong, {rows});
+  op.weights = Checked(weights, "weights", type, {rows});
+  op.l2wrap = l2wrap, op.norm = norm, op.norm_rows = norm_rows, op.bf16 = bf16;
+  return op;
+}
+
+at::Tensor Scalar(double value, const at::Tensor& like) {
+  return at::full({}, value, like.options());
 }
 
 std::tuple<at::Tensor, at::Tensor> Cpu(const at::Tensor& x, const at::Tensor& head,
                                        const at::Tensor& labels, const OptionalTensor& weights,
                                        double l2wrap, double norm, double norm_rows,
                                        bool compute_bf16) {
-  const Result out =
-      Forward(x, head, labels, weights, {l2wrap, norm, norm_rows, compute_bf16}, false);
-  return {out.loss, out.ce_sum};
+  operators::HeadCrossEntropy op =
+      Check(x, head, labels, weights, l2wrap, norm, norm_rows, compute_bf16);
+  op.Run({});
+  return {Scalar(op.loss, x), Scalar(op.ce_sum, x)};
 }
 
 class HeadCrossEntropyFunction : public torch::autograd::Function<HeadCrossEntropyFunction> {
@@ -158,11 +119,14 @@ class HeadCrossEntropyFunction : public torch::autograd::Function<HeadCrossEntro
                                const at::Tensor& labels, const OptionalTensor& weights,
                                double l2wrap, double norm, double norm_rows, bool compute_bf16) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Result out =
-        Forward(x, head, labels, weights, {l2wrap, norm, norm_rows, compute_bf16}, true);
-    ctx->mark_non_differentiable({out.ce_sum});
-    ctx->save_for_backward({out.d_x, out.d_head});
-    return {out.loss, out.ce_sum};
+    operators::HeadCrossEntropy op =
+        Check(x, head, labels, weights, l2wrap, norm, norm_rows, compute_bf16);
+    const at::Tensor d_head = at::zeros_like(op.head);
+    op.Run(d_head);
+    const at::Tensor loss = Scalar(op.loss, x), ce_sum = Scalar(op.ce_sum, x);
+    ctx->mark_non_differentiable({ce_sum});
+    ctx->save_for_backward({op.d_x, d_head});
+    return {loss, ce_sum};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -193,6 +157,10 @@ TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("head_cross_entropy", Cpu); }
 TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("head_cross_entropy", Differentiable); }
 
 }  // namespace
+
+void operators::HeadCrossEntropy::Run(const at::Tensor& d_head) {
+  DispatchReal(x, "head_cross_entropy", [&]<class Real>() { RunAll<Real>(this, d_head); });
+}
 
 std::tuple<at::Tensor, at::Tensor> HeadCrossEntropy(const at::Tensor& x, const at::Tensor& head,
                                                     const at::Tensor& labels,

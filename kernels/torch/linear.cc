@@ -1,14 +1,10 @@
-// Products with weights: x W^T, and the low-rank act(x W1) W2 + bias. In fp32 they are LibTorch's;
-// of factors rounded to bf16 the tier's own where it has one, which reads fp32 and keeps fp32 sums
-// (LibTorch's needs a copy of each factor in bf16, and rounds its result).
+// Products with weights: x W^T, and the low-rank act(x W1) W2 + bias.
 
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -22,25 +18,11 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// a b + bias (which may be undefined).
-at::Tensor Multiply(const at::Tensor& a, const at::Tensor& b, bool bf16,
-                    const at::Tensor& bias = {}) {
-  if (!bf16) return bias.defined() ? at::addmm(bias, a, b) : at::mm(a, b);
-  if (HasTierProduct(a.scalar_type())) {
-    const at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
-    TierProduct(a, b, bias, c);
-    return c;
-  }
-  at::Tensor c = at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)).to(a.scalar_type());
-  return bias.defined() ? c.add_(bias) : c;
-}
-
-// x [..., in] as rows; and rows [R, out] in the shape of x.
-at::Tensor Rows(const at::Tensor& x) { return x.contiguous().view({-1, x.size(-1)}); }
-at::Tensor InShapeOf(const at::Tensor& x, const at::Tensor& rows) {
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = rows.size(1);
-  return rows.view(shape);
+// [..., columns] for x [..., in]
+at::Tensor EmptyFor(const at::Tensor& x, int64_t columns) {
+  c10::SmallVector<int64_t, 4> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = columns;
+  return at::empty(shape, x.options());
 }
 
 at::Tensor CpuLinear(const at::Tensor& x, const at::Tensor& weight, bool compute_bf16) {
@@ -48,7 +30,9 @@ at::Tensor CpuLinear(const at::Tensor& x, const at::Tensor& weight, bool compute
               "skein::linear: x must be [..., in] and weight [out, in], got ", x.sizes(), " and ",
               weight.sizes());
   const at::Tensor w = Checked(weight, "weight", x.scalar_type(), {weight.size(0), x.size(-1)});
-  return InShapeOf(x, Multiply(Rows(x), w.t(), compute_bf16));
+  at::Tensor y = EmptyFor(x, w.size(0));
+  Multiply({x.contiguous()}, Transposed(w), {}, compute_bf16, y);
+  return y;
 }
 
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
@@ -65,8 +49,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const BackwardScope scope("linear");
     const variable_list saved = ctx->get_saved_variables();
     const bool bf16 = ctx->saved_data["bf16"].toBool();
-    const at::Tensor d_y = Rows(grads[0]), x = Rows(saved[0]), w = saved[1].contiguous();
-    return {InShapeOf(saved[0], Multiply(d_y, w, bf16)), Multiply(d_y.t(), x, bf16), at::Tensor()};
+    const at::Tensor d_y = grads[0].contiguous(), x = saved[0].contiguous(),
+                     w = saved[1].contiguous();
+    const at::Tensor d_x = at::empty_like(x), d_w = at::empty_like(w);
+    Multiply({d_y}, {w}, {}, bf16, d_x);
+    Multiply(Transposed(d_y), {x}, {}, bf16, d_w);
+    return {d_x, d_w, at::Tensor()};
   }
 };
 
@@ -74,42 +62,56 @@ at::Tensor DifferentiableLinear(const at::Tensor& x, const at::Tensor& weight, b
   return LinearFunction::apply(x, weight, compute_bf16);
 }
 
-// The activation, and the gradient through it by its result.
-at::Tensor Activate(at::Tensor h, std::string_view activation) {
-  if (activation == "tanh") return h.tanh_();
-  if (activation == "sigmoid") return h.sigmoid_();
-  TORCH_CHECK(activation == "none", "skein::low_rank: activation is ", activation,
-              ", expected none, tanh or sigmoid");
-  return h;
+// The activation, and the gradient through it by its result; in place.
+void Activate(at::Tensor& h, std::string_view activation) {
+  if (activation == "tanh") {
+    at::tanh_(h);
+  } else if (activation == "sigmoid") {
+    at::sigmoid_(h);
+  } else {
+    TORCH_CHECK(activation == "none", "skein::low_rank: activation is ", activation,
+                ", expected none, tanh or sigmoid");
+  }
 }
-at::Tensor ActivateGrad(at::Tensor d_h, const at::Tensor& h, std::string_view activation) {
-  if (activation == "tanh") return at::tanh_backward_out(d_h, d_h, h);
-  if (activation == "sigmoid") return at::sigmoid_backward_out(d_h, d_h, h);
-  return d_h;
+void ActivateGrad(at::Tensor& d_h, const at::Tensor& h, std::string_view activation) {
+  if (activation == "tanh") at::tanh_backward_out(d_h, d_h, h);
+  if (activation == "sigmoid") at::sigmoid_backward_out(d_h, d_h, h);
 }
 
-struct LowRankResult {
-  at::Tensor y, hidden;  // act(x W1), which the backward pass reads
-};
+// sums [columns] += the rows of x, in order.
+template <class Real>
+void AddRows(const at::Tensor& x, const at::Tensor& sums) {
+  constexpr int64_t kColumns = 64;  // of a thread, at least
+  const int64_t columns = x.size(-1), rows = x.numel() / columns;
+  const Real* from = Data<Real>(x);
+  Real* to = Out<Real>(sums);
+  ParallelRange(columns, kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = begin; i < end; ++i) to[i] += from[row * columns + i];
+    }
+  });
+}
 
-LowRankResult RunLowRank(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
-                         const OptionalTensor& bias, std::string_view activation, bool bf16) {
+operators::LowRank CheckLowRank(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                                const OptionalTensor& bias, std::string_view activation,
+                                bool bf16) {
   TORCH_CHECK(x.dim() >= 1 && w1.dim() == 2 && w2.dim() == 2,
               "skein::low_rank: x must be [..., in], w1 [in, D] and w2 [D, out], got ", x.sizes(),
               ", ", w1.sizes(), " and ", w2.sizes());
   const auto type = x.scalar_type();
   const int64_t D = w1.size(1), N = w2.size(1);
-  const OptionalTensor b = Checked(bias, "bias", type, {N});
-  LowRankResult out;
-  out.hidden =
-      Activate(Multiply(Rows(x), Checked(w1, "w1", type, {x.size(-1), D}), bf16), activation);
-  out.y = InShapeOf(x, Multiply(out.hidden, Checked(w2, "w2", type, {D, N}), bf16, OrUndefined(b)));
-  return out;
+  operators::LowRank op;
+  op.x = x.contiguous(), op.w1 = Checked(w1, "w1", type, {x.size(-1), D});
+  op.w2 = Checked(w2, "w2", type, {D, N}), op.bias = Checked(bias, "bias", type, {N});
+  op.activation = activation, op.bf16 = bf16;
+  return op;
 }
 
 at::Tensor CpuLowRank(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
                       const OptionalTensor& bias, std::string_view activation, bool compute_bf16) {
-  return RunLowRank(x, w1, w2, bias, activation, compute_bf16).y;
+  operators::LowRank op = CheckLowRank(x, w1, w2, bias, activation, compute_bf16);
+  op.Forward();
+  return op.y;
 }
 
 class LowRankFunction : public torch::autograd::Function<LowRankFunction> {
@@ -118,30 +120,26 @@ class LowRankFunction : public torch::autograd::Function<LowRankFunction> {
                             const at::Tensor& w2, const OptionalTensor& bias,
                             const std::string& activation, bool compute_bf16) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const LowRankResult out = RunLowRank(x, w1, w2, bias, activation, compute_bf16);
+    operators::LowRank op = CheckLowRank(x, w1, w2, bias, activation, compute_bf16);
+    op.Forward();
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["bf16"] = compute_bf16;
-    ctx->saved_data["biased"] = bias.has_value() && bias->defined();
-    ctx->save_for_backward({x, w1, w2, out.hidden});
-    return out.y;
+    ctx->save_for_backward({op.x, op.w1, op.w2, op.bias, op.hidden});
+    return op.y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const BackwardScope scope("low_rank");
-    const variable_list saved = ctx->get_saved_variables();
-    const bool bf16 = ctx->saved_data["bf16"].toBool();
-    const at::Tensor d_y = Rows(grads[0]), x = Rows(saved[0]), w1 = saved[1].contiguous(),
-                     w2 = saved[2].contiguous(), &h = saved[3];
-    const at::Tensor d_w2 = Multiply(h.t(), d_y, bf16);
-    const at::Tensor d_h =
-        ActivateGrad(Multiply(d_y, w2.t(), bf16), h, ctx->saved_data["activation"].toStringView());
-    const at::Tensor d_bias = ctx->saved_data["biased"].toBool() ? at::sum(d_y, 0) : at::Tensor();
-    return {InShapeOf(saved[0], Multiply(d_h, w1.t(), bf16)),
-            Multiply(x.t(), d_h, bf16),
-            d_w2,
-            d_bias,
-            at::Tensor(),
-            at::Tensor()};
+    const variable_list s = ctx->get_saved_variables();
+    operators::LowRank op;
+    op.x = s[0], op.w1 = s[1], op.w2 = s[2], op.bias = s[3], op.hidden = s[4];
+    op.activation = ctx->saved_data["activation"].toStringView();
+    op.bf16 = ctx->saved_data["bf16"].toBool();
+    const at::Tensor none, d_x = at::empty_like(op.x), d_w1 = at::zeros_like(op.w1),
+                           d_w2 = at::zeros_like(op.w2),
+                           d_bias = op.bias.defined() ? at::zeros_like(op.bias) : none;
+    operators::LowRankGrad().Backward(op, grads[0].contiguous(), d_x, false, d_w1, d_w2, d_bias);
+    return {d_x, d_w1, d_w2, d_bias, none, none};
   }
 };
 
@@ -161,6 +159,34 @@ TORCH_LIBRARY_IMPL(skein, Autograd, m) {
 }
 
 }  // namespace
+
+void operators::LowRank::Forward() {
+  Size(&hidden, {x.numel() / x.size(-1), w1.size(1)}, x.options());
+  c10::SmallVector<int64_t, 4> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = w2.size(1);
+  Size(&y, shape, x.options());
+  Multiply({x}, {w1}, {}, bf16, hidden);
+  Activate(hidden, activation);
+  Multiply({hidden}, {w2}, bias, bf16, y);
+}
+
+void operators::LowRankGrad::Backward(const LowRank& op, const at::Tensor& d_y,
+                                      const at::Tensor& d_x, bool add_to_d_x,
+                                      const at::Tensor& d_w1, const at::Tensor& d_w2,
+                                      const at::Tensor& d_bias) {
+  Size(&d_hidden, op.hidden.sizes(), op.hidden.options());
+  AddProduct(Transposed(op.hidden), {d_y}, op.bf16, d_w2);
+  Multiply({d_y}, Transposed(op.w2), {}, op.bf16, d_hidden);
+  ActivateGrad(d_hidden, op.hidden, op.activation);
+  AddProduct(Transposed(op.x), {d_hidden}, op.bf16, d_w1);
+  if (add_to_d_x) {
+    AddProduct({d_hidden}, Transposed(op.w1), op.bf16, d_x);
+  } else {
+    Multiply({d_hidden}, Transposed(op.w1), {}, op.bf16, d_x);
+  }
+  if (!d_bias.defined()) return;
+  DispatchReal(d_y, "low_rank", [&]<class Real>() { AddRows<Real>(d_y, d_bias); });
+}
 
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, bool compute_bf16) {
   static const auto op = FindOperator<decltype(Linear)>("skein::linear");

@@ -10,74 +10,39 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// y, r, k, v, g [B, T, C], r_k [H, N], ln_weight, ln_bias [C], checked and contiguous, in this
-// order.
-using Inputs = variable_list;
-
-Inputs Check(const at::Tensor& y, const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
-             const at::Tensor& g, const at::Tensor& r_k, const at::Tensor& ln_weight,
-             const at::Tensor& ln_bias) {
+operators::NormBonusGate Check(const at::Tensor& y, const at::Tensor& r, const at::Tensor& k,
+                               const at::Tensor& v, const at::Tensor& g, const at::Tensor& r_k,
+                               const at::Tensor& ln_weight, const at::Tensor& ln_bias, double eps) {
   TORCH_CHECK(y.dim() == 3, "skein::norm_bonus_gate: y must be [B, T, C], got ", y.sizes());
   const int64_t C = y.size(2);
   TORCH_CHECK(r_k.dim() == 2 && r_k.numel() == C,
               "skein::norm_bonus_gate: r_k must be [H, N] with H N = ", C, ", got ", r_k.sizes());
   const auto type = y.scalar_type();
-  return {Checked(y, "y", type, y.sizes()),           Checked(r, "r", type, y.sizes()),
-          Checked(k, "k", type, y.sizes()),           Checked(v, "v", type, y.sizes()),
-          Checked(g, "g", type, y.sizes()),           Checked(r_k, "r_k", type, r_k.sizes()),
-          Checked(ln_weight, "ln_weight", type, {C}), Checked(ln_bias, "ln_bias", type, {C})};
+  operators::NormBonusGate op;
+  op.y = Checked(y, "y", type, y.sizes()), op.r = Checked(r, "r", type, y.sizes());
+  op.k = Checked(k, "k", type, y.sizes()), op.v = Checked(v, "v", type, y.sizes());
+  op.g = Checked(g, "g", type, y.sizes()), op.r_k = Checked(r_k, "r_k", type, r_k.sizes());
+  op.ln_weight = Checked(ln_weight, "ln_weight", type, {C});
+  op.ln_bias = Checked(ln_bias, "ln_bias", type, {C}), op.eps = eps;
+  return op;
 }
 
 template <class Real>
-train::NormBonusGateForward<Real> Params(const Inputs& in, double eps) {
+train::NormBonusGateForward<Real> Params(const operators::NormBonusGate& op) {
   train::NormBonusGateForward<Real> p;
-  p.R = in[0].size(0) * in[0].size(1), p.H = in[5].size(0), p.N = in[5].size(1);
-  p.y = Data<Real>(in[0]), p.r = Data<Real>(in[1]), p.k = Data<Real>(in[2]),
-  p.v = Data<Real>(in[3]);
-  p.g = Data<Real>(in[4]), p.r_k = Data<Real>(in[5]);
-  p.ln_weight = Data<Real>(in[6]), p.ln_bias = Data<Real>(in[7]), p.eps = eps;
+  p.R = op.y.size(0) * op.y.size(1), p.H = op.r_k.size(0), p.N = op.r_k.size(1);
+  p.y = Data<Real>(op.y), p.r = Data<Real>(op.r), p.k = Data<Real>(op.k), p.v = Data<Real>(op.v);
+  p.g = Data<Real>(op.g), p.r_k = Data<Real>(op.r_k);
+  p.ln_weight = Data<Real>(op.ln_weight), p.ln_bias = Data<Real>(op.ln_bias), p.eps = op.eps;
   return p;
-}
-
-at::Tensor Run(const Inputs& in, double eps) {
-  const at::Tensor out = at::empty_like(in[0]);
-  DispatchReal(in[0], "norm_bonus_gate", [&]<class Real>() {
-    auto p = Params<Real>(in, eps);
-    p.out = Out<Real>(out);
-    const auto& ops = train::ActiveTrainOps<Real>();
-    ParallelRowBlocks(
-        p.R, [&](int64_t, int64_t begin, int64_t end) { ops.norm_bonus_gate(p, begin, end); });
-  });
-  return out;
 }
 
 at::Tensor Cpu(const at::Tensor& y, const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                const at::Tensor& g, const at::Tensor& r_k, const at::Tensor& ln_weight,
                const at::Tensor& ln_bias, double eps) {
-  return Run(Check(y, r, k, v, g, r_k, ln_weight, ln_bias), eps);
-}
-
-// In the order of the inputs.
-template <class Real>
-variable_list Backward(const Inputs& in, double eps, const at::Tensor& d_out) {
-  variable_list d(5);
-  for (at::Tensor& t : d) t = at::empty_like(in[0]);
-  train::NormBonusGateBackward<Real> q;
-  q.forward = Params<Real>(in, eps);
-  q.d_out = Data<Real>(d_out);
-  q.d_y = Out<Real>(d[0]), q.d_r = Out<Real>(d[1]), q.d_k = Out<Real>(d[2]),
-  q.d_v = Out<Real>(d[3]);
-  q.d_g = Out<Real>(d[4]);
-  const auto& ops = train::ActiveTrainOps<Real>();
-  const at::Tensor weights =
-      SumOverRowBlocks<Real>(q.forward.R, {3, in[0].size(2)}, in[0].options(),
-                             [&](int64_t begin, int64_t end, Real* partial) {
-                               ops.norm_bonus_gate_grad(q, begin, end, partial);
-                             });
-  d.push_back(weights[0].view(in[5].sizes()));
-  d.push_back(weights[1]);
-  d.push_back(weights[2]);
-  return d;
+  operators::NormBonusGate op = Check(y, r, k, v, g, r_k, ln_weight, ln_bias, eps);
+  op.Forward();
+  return op.out;
 }
 
 class NormBonusGateFunction : public torch::autograd::Function<NormBonusGateFunction> {
@@ -87,21 +52,24 @@ class NormBonusGateFunction : public torch::autograd::Function<NormBonusGateFunc
                             const at::Tensor& r_k, const at::Tensor& ln_weight,
                             const at::Tensor& ln_bias, double eps) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Inputs in = Check(y, r, k, v, g, r_k, ln_weight, ln_bias);
+    operators::NormBonusGate op = Check(y, r, k, v, g, r_k, ln_weight, ln_bias, eps);
+    op.Forward();
     ctx->saved_data["eps"] = eps;
-    ctx->save_for_backward(in);
-    return Run(in, eps);
+    ctx->save_for_backward({op.y, op.r, op.k, op.v, op.g, op.r_k, op.ln_weight, op.ln_bias});
+    return op.out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const BackwardScope scope("norm_bonus_gate");
-    const Inputs in = ctx->get_saved_variables();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    const at::Tensor d_out = grads[0].contiguous();
-    variable_list d = DispatchReal(in[0], "norm_bonus_gate",
-                                   [&]<class Real>() { return Backward<Real>(in, eps, d_out); });
-    d.emplace_back();  // eps
-    return d;
+    const variable_list s = ctx->get_saved_variables();
+    operators::NormBonusGate op;
+    op.y = s[0], op.r = s[1], op.k = s[2], op.v = s[3], op.g = s[4], op.r_k = s[5];
+    op.ln_weight = s[6], op.ln_bias = s[7], op.eps = ctx->saved_data["eps"].toDouble();
+    operators::NormBonusGateGrad d;
+    d.Backward(op, grads[0].contiguous());
+    return {d.d_y,        d.d_r,        d.d_k,
+            d.d_v,        d.d_g,        d.weights[0].view(op.r_k.sizes()),
+            d.weights[1], d.weights[2], at::Tensor()};
   }
 };
 
@@ -115,6 +83,35 @@ TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("norm_bonus_gate", Cpu); }
 TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("norm_bonus_gate", Differentiable); }
 
 }  // namespace
+
+void operators::NormBonusGate::Forward() {
+  Size(&out, y.sizes(), y.options());
+  DispatchReal(y, "norm_bonus_gate", [&]<class Real>() {
+    auto p = Params<Real>(*this);
+    p.out = Out<Real>(out);
+    const auto& ops = train::ActiveTrainOps<Real>();
+    ParallelRowBlocks(
+        p.R, [&](int64_t, int64_t begin, int64_t end) { ops.norm_bonus_gate(p, begin, end); });
+  });
+}
+
+void operators::NormBonusGateGrad::Backward(const NormBonusGate& op, const at::Tensor& d_out) {
+  for (at::Tensor* t : {&d_y, &d_r, &d_k, &d_v, &d_g}) Size(t, op.y.sizes(), op.y.options());
+  DispatchReal(op.y, "norm_bonus_gate", [&]<class Real>() {
+    train::NormBonusGateBackward<Real> q;
+    q.forward = Params<Real>(op);
+    q.d_out = Data<Real>(d_out);
+    q.d_y = Out<Real>(d_y), q.d_r = Out<Real>(d_r), q.d_k = Out<Real>(d_k);
+    q.d_v = Out<Real>(d_v), q.d_g = Out<Real>(d_g);
+    const auto& ops = train::ActiveTrainOps<Real>();
+    SumOverRowBlocks<Real>(
+        q.forward.R, {3, op.y.size(2)}, op.y.options(),
+        [&](int64_t begin, int64_t end, Real* sums) {
+          ops.norm_bonus_gate_grad(q, begin, end, sums);
+        },
+        &partial, &weights);
+  });
+}
 
 at::Tensor NormBonusGate(const at::Tensor& y, const at::Tensor& r, const at::Tensor& k,
                          const at::Tensor& v, const at::Tensor& g, const at::Tensor& r_k,

@@ -11,82 +11,65 @@ using Four = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The inputs, checked and contiguous; v_raw and v_first are undefined in layer 0.
-struct Inputs {
-  at::Tensor k, v, a_raw, v_raw, v_first, k_k, k_a;
-  int64_t H = 0;
-};
-
-Inputs Check(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a_raw,
-             const OptionalTensor& v_raw, const OptionalTensor& v_first, const at::Tensor& k_k,
-             const at::Tensor& k_a, int64_t H) {
+operators::Prepare Check(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a_raw,
+                         const OptionalTensor& v_raw, const OptionalTensor& v_first,
+                         const at::Tensor& k_k, const at::Tensor& k_a, int64_t H) {
   TORCH_CHECK(k.dim() == 3, "skein::prepare: k must be [B, T, C], got ", k.sizes());
   const int64_t C = k.size(2);
   TORCH_CHECK(H > 0 && C % H == 0, "skein::prepare: ", C, " channels do not split into ", H,
               " heads");
   const auto type = k.scalar_type();
-  Inputs in{Checked(k, "k", type, k.sizes()),
-            Checked(v, "v", type, k.sizes()),
-            Checked(a_raw, "a_raw", type, k.sizes()),
-            OrUndefined(Checked(v_raw, "v_raw", type, k.sizes())),
-            OrUndefined(Checked(v_first, "v_first", type, k.sizes())),
-            Checked(k_k, "k_k", type, {C}),
-            Checked(k_a, "k_a", type, {C}),
-            H};
-  TORCH_CHECK(in.v_raw.defined() == in.v_first.defined(),
+  operators::Prepare op;
+  op.k = Checked(k, "k", type, k.sizes()), op.v = Checked(v, "v", type, k.sizes());
+  op.a_raw = Checked(a_raw, "a_raw", type, k.sizes());
+  op.v_raw = Checked(v_raw, "v_raw", type, k.sizes());
+  op.v_first = Checked(v_first, "v_first", type, k.sizes());
+  op.k_k = Checked(k_k, "k_k", type, {C}), op.k_a = Checked(k_a, "k_a", type, {C}), op.H = H;
+  TORCH_CHECK(op.v_raw.defined() == op.v_first.defined(),
               "skein::prepare: v_raw and v_first come together, or neither (layer 0)");
-  return in;
+  return op;
 }
 
 template <class Real>
-Four Run(const Inputs& in) {
-  Four out{at::empty_like(in.k), at::empty_like(in.k), at::empty_like(in.k), at::empty_like(in.k)};
+void Run(operators::Prepare* op) {
   train::PrepareForward<Real> p;
-  p.R = in.k.size(0) * in.k.size(1), p.H = in.H, p.N = in.k.size(2) / in.H;
-  p.k = Data<Real>(in.k), p.v = Data<Real>(in.v), p.a_raw = Data<Real>(in.a_raw);
-  p.v_raw = Data<Real>(MaybeTensor(in.v_raw)), p.v_first = Data<Real>(MaybeTensor(in.v_first));
-  p.k_k = Data<Real>(in.k_k), p.k_a = Data<Real>(in.k_a);
-  p.k_out = Out<Real>(std::get<0>(out)), p.v_out = Out<Real>(std::get<1>(out));
-  p.a_out = Out<Real>(std::get<2>(out)), p.b_out = Out<Real>(std::get<3>(out));
+  p.R = op->k.size(0) * op->k.size(1), p.H = op->H, p.N = op->k.size(2) / op->H;
+  p.k = Data<Real>(op->k), p.v = Data<Real>(op->v), p.a_raw = Data<Real>(op->a_raw);
+  p.v_raw = Data<Real>(op->v_raw), p.v_first = Data<Real>(op->v_first);
+  p.k_k = Data<Real>(op->k_k), p.k_a = Data<Real>(op->k_a);
+  p.k_out = Out<Real>(op->k_out), p.v_out = Out<Real>(op->v_out);
+  p.a_out = Out<Real>(op->a), p.b_out = Out<Real>(op->b);
   const auto& ops = train::ActiveTrainOps<Real>();
   ParallelRowBlocks(p.R, [&](int64_t, int64_t begin, int64_t end) { ops.prepare(p, begin, end); });
-  return out;
+}
+
+template <class Real>
+void RunGrad(const operators::Prepare& op, const at::Tensor& d_k_out, const at::Tensor& d_v_out,
+             const at::Tensor& d_a, const at::Tensor& d_b, operators::PrepareGrad* grad) {
+  train::PrepareBackward<Real> p;
+  p.R = op.k.size(0) * op.k.size(1), p.H = op.H, p.N = op.k.size(2) / op.H;
+  p.k = Data<Real>(op.k), p.v = Data<Real>(op.v), p.a_raw = Data<Real>(op.a_raw);
+  p.k_k = Data<Real>(op.k_k), p.k_a = Data<Real>(op.k_a);
+  p.d_k_out = Data<Real>(d_k_out), p.d_a_out = Data<Real>(d_a), p.d_b_out = Data<Real>(d_b);
+  p.d_k = Out<Real>(grad->d_k), p.d_a_raw = Out<Real>(grad->d_a_raw);
+  if (op.v_raw.defined()) {
+    p.v_raw = Data<Real>(op.v_raw), p.v_first = Data<Real>(op.v_first);
+    p.d_v_out = Data<Real>(d_v_out), p.d_v = Out<Real>(grad->d_v);
+    p.d_v_raw = Out<Real>(grad->d_v_raw), p.d_v_first = Out<Real>(grad->d_v_first);
+  }
+  const auto& ops = train::ActiveTrainOps<Real>();
+  SumOverRowBlocks<Real>(
+      p.R, {2, op.k.size(2)}, op.k.options(),
+      [&](int64_t begin, int64_t end, Real* partial) { ops.prepare_grad(p, begin, end, partial); },
+      &grad->partial, &grad->weights);
 }
 
 Four Cpu(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a_raw,
          const OptionalTensor& v_raw, const OptionalTensor& v_first, const at::Tensor& k_k,
          const at::Tensor& k_a, int64_t H) {
-  const Inputs in = Check(k, v, a_raw, v_raw, v_first, k_k, k_a, H);
-  return DispatchReal(k, "prepare", [&]<class Real>() { return Run<Real>(in); });
-}
-
-// d k, v, a_raw, v_raw, v_first, [k_k, k_a]; those of v are undefined in layer 0.
-template <class Real>
-variable_list Backward(const Inputs& in, const variable_list& grads) {
-  const bool residual = in.v_raw.defined();
-  variable_list d{at::empty_like(in.k), at::Tensor(), at::empty_like(in.k), at::Tensor(),
-                  at::Tensor()};
-  train::PrepareBackward<Real> p;
-  p.R = in.k.size(0) * in.k.size(1), p.H = in.H, p.N = in.k.size(2) / in.H;
-  p.k = Data<Real>(in.k), p.v = Data<Real>(in.v), p.a_raw = Data<Real>(in.a_raw);
-  p.k_k = Data<Real>(in.k_k), p.k_a = Data<Real>(in.k_a);
-  p.d_k_out = Data<Real>(grads[0]), p.d_a_out = Data<Real>(grads[2]),
-  p.d_b_out = Data<Real>(grads[3]);
-  p.d_k = Out<Real>(d[0]), p.d_a_raw = Out<Real>(d[2]);
-  if (residual) {
-    d[1] = at::empty_like(in.k), d[3] = at::empty_like(in.k), d[4] = at::empty_like(in.k);
-    p.v_raw = Data<Real>(in.v_raw), p.v_first = Data<Real>(in.v_first),
-    p.d_v_out = Data<Real>(grads[1]);
-    p.d_v = Out<Real>(d[1]), p.d_v_raw = Out<Real>(d[3]), p.d_v_first = Out<Real>(d[4]);
-  } else {
-    d[1] = grads[1];
-  }
-  const auto& ops = train::ActiveTrainOps<Real>();
-  d.push_back(SumOverRowBlocks<Real>(p.R, {2, in.k.size(2)}, in.k.options(),
-                                     [&](int64_t begin, int64_t end, Real* partial) {
-                                       ops.prepare_grad(p, begin, end, partial);
-                                     }));
-  return d;
+  operators::Prepare op = Check(k, v, a_raw, v_raw, v_first, k_k, k_a, H);
+  op.Forward();
+  return {op.k_out, op.v_out, op.a, op.b};
 }
 
 class PrepareFunction : public torch::autograd::Function<PrepareFunction> {
@@ -96,21 +79,24 @@ class PrepareFunction : public torch::autograd::Function<PrepareFunction> {
                                const OptionalTensor& v_first, const at::Tensor& k_k,
                                const at::Tensor& k_a, int64_t H) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Inputs in = Check(k, v, a_raw, v_raw, v_first, k_k, k_a, H);
+    operators::Prepare op = Check(k, v, a_raw, v_raw, v_first, k_k, k_a, H);
+    op.Forward();
     ctx->saved_data["H"] = H;
-    ctx->save_for_backward({in.k, in.v, in.a_raw, in.v_raw, in.v_first, in.k_k, in.k_a});
-    Four out = DispatchReal(k, "prepare", [&]<class Real>() { return Run<Real>(in); });
-    return {std::get<0>(out), std::get<1>(out), std::get<2>(out), std::get<3>(out)};
+    ctx->save_for_backward({op.k, op.v, op.a_raw, op.v_raw, op.v_first, op.k_k, op.k_a});
+    return {op.k_out, op.v_out, op.a, op.b};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const BackwardScope scope("prepare");
     const variable_list s = ctx->get_saved_variables();
-    const Inputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["H"].toInt()};
+    operators::Prepare op;
+    op.k = s[0], op.v = s[1], op.a_raw = s[2], op.v_raw = s[3], op.v_first = s[4], op.k_k = s[5];
+    op.k_a = s[6], op.H = ctx->saved_data["H"].toInt();
     for (at::Tensor& grad : grads) grad = grad.contiguous();
-    const variable_list d =
-        DispatchReal(in.k, "prepare", [&]<class Real>() { return Backward<Real>(in, grads); });
-    return {d[0], d[1], d[2], d[3], d[4], d[5][0], d[5][1], at::Tensor()};
+    operators::PrepareGrad d;
+    d.Backward(op, grads[0], grads[1], grads[2], grads[3]);
+    return {d.d_k,       d.d_v,        d.d_a_raw,    d.d_v_raw,
+            d.d_v_first, d.weights[0], d.weights[1], at::Tensor()};
   }
 };
 
@@ -125,6 +111,24 @@ TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("prepare", Cpu); }
 TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("prepare", Differentiable); }
 
 }  // namespace
+
+void operators::Prepare::Forward() {
+  for (at::Tensor* t : {&k_out, &v_out, &a, &b}) Size(t, k.sizes(), k.options());
+  DispatchReal(k, "prepare", [&]<class Real>() { Run<Real>(this); });
+}
+
+void operators::PrepareGrad::Backward(const Prepare& op, const at::Tensor& d_k_out,
+                                      const at::Tensor& d_v_out, const at::Tensor& d_a,
+                                      const at::Tensor& d_b) {
+  for (at::Tensor* t : {&d_k, &d_a_raw}) Size(t, op.k.sizes(), op.k.options());
+  if (op.v_raw.defined()) {
+    for (at::Tensor* t : {&d_v, &d_v_raw, &d_v_first}) Size(t, op.k.sizes(), op.k.options());
+  } else {
+    d_v = d_v_out;
+  }
+  DispatchReal(op.k, "prepare",
+               [&]<class Real>() { RunGrad<Real>(op, d_k_out, d_v_out, d_a, d_b, this); });
+}
 
 Four Prepare(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a_raw,
              const std::optional<at::Tensor>& v_raw, const std::optional<at::Tensor>& v_first,

@@ -13,15 +13,8 @@ using torch::autograd::variable_list;
 constexpr int64_t kGrain = 1 << 14;  // elements; below that a thread costs more than it saves
 
 at::Tensor Cpu(const at::Tensor& x) {
-  const at::Tensor in = Checked(x, "x", x.scalar_type(), x.sizes());
-  const at::Tensor out = at::empty_like(in);
-  DispatchReal(in, "relu_squared", [&]<class Real>() {
-    const auto& ops = train::ActiveTrainOps<Real>();
-    const Real* from = Data<Real>(in);
-    Real* to = Out<Real>(out);
-    ParallelRange(in.numel(), kGrain,
-                  [&](int64_t begin, int64_t end) { ops.relu_squared(from, to, begin, end); });
-  });
+  at::Tensor out;
+  operators::ReluSquared(Checked(x, "x", x.scalar_type(), x.sizes()), &out);
   return out;
 }
 
@@ -36,16 +29,8 @@ class ReluSquaredFunction : public torch::autograd::Function<ReluSquaredFunction
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const BackwardScope scope("relu_squared");
-    const at::Tensor x = ctx->get_saved_variables()[0], d_out = grads[0].contiguous(),
-                     d_x = at::empty_like(x);
-    DispatchReal(x, "relu_squared", [&]<class Real>() {
-      const auto& ops = train::ActiveTrainOps<Real>();
-      const Real *in = Data<Real>(x), *grad = Data<Real>(d_out);
-      Real* out = Out<Real>(d_x);
-      ParallelRange(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-        ops.relu_squared_grad(in, grad, out, begin, end);
-      });
-    });
+    at::Tensor d_x;
+    operators::ReluSquaredGrad(ctx->get_saved_variables()[0], grads[0].contiguous(), &d_x);
     return {d_x};
   }
 };
@@ -56,6 +41,29 @@ TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("relu_squared", Cpu); }
 TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("relu_squared", Differentiable); }
 
 }  // namespace
+
+void operators::ReluSquared(const at::Tensor& x, at::Tensor* out) {
+  Size(out, x.sizes(), x.options());
+  DispatchReal(x, "relu_squared", [&]<class Real>() {
+    const auto& ops = train::ActiveTrainOps<Real>();
+    const Real* from = Data<Real>(x);
+    Real* to = Out<Real>(*out);
+    ParallelRange(x.numel(), kGrain,
+                  [&](int64_t begin, int64_t end) { ops.relu_squared(from, to, begin, end); });
+  });
+}
+
+void operators::ReluSquaredGrad(const at::Tensor& x, const at::Tensor& d_out, at::Tensor* d_x) {
+  Size(d_x, x.sizes(), x.options());
+  DispatchReal(x, "relu_squared", [&]<class Real>() {
+    const auto& ops = train::ActiveTrainOps<Real>();
+    const Real *in = Data<Real>(x), *grad = Data<Real>(d_out);
+    Real* to = Out<Real>(*d_x);
+    ParallelRange(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      ops.relu_squared_grad(in, grad, to, begin, end);
+    });
+  });
+}
 
 at::Tensor ReluSquared(const at::Tensor& x) {
   static const auto op = FindOperator<decltype(ReluSquared)>("skein::relu_squared");

@@ -2,9 +2,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <array>
-
 #include "kernels/torch/common.h"
 #include "kernels/torch_ops.h"
 
@@ -14,20 +11,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The inputs, checked and contiguous; state and reset may be undefined.
-struct Inputs {
-  at::Tensor r, w_raw, k, v, a, b, state, reset;
-  int64_t H = 0;
-};
-
-// The results; chunk_states and sa only when a backward pass will read them.
-struct Outputs {
-  at::Tensor y, final_state, chunk_states, sa;
-};
-
-Inputs Check(const at::Tensor& r, const at::Tensor& w_raw, const at::Tensor& k, const at::Tensor& v,
-             const at::Tensor& a, const at::Tensor& b, const OptionalTensor& state,
-             const OptionalTensor& reset, int64_t H) {
+operators::Wkv7 Check(const at::Tensor& r, const at::Tensor& w_raw, const at::Tensor& k,
+                      const at::Tensor& v, const at::Tensor& a, const at::Tensor& b,
+                      const OptionalTensor& state, const OptionalTensor& reset, int64_t H) {
   TORCH_CHECK(r.dim() == 3 && r.size(1) >= 1, "skein::wkv7: r must be [B, T, C] with T >= 1, got ",
               r.sizes());
   const int64_t B = r.size(0), T = r.size(1), C = r.size(2);
@@ -35,49 +21,29 @@ Inputs Check(const at::Tensor& r, const at::Tensor& w_raw, const at::Tensor& k, 
               " heads; the head size must be a multiple of 16");
   const auto type = r.scalar_type();
   const int64_t N = C / H;
-  return {Checked(r, "r", type, r.sizes()),
-          Checked(w_raw, "w_raw", type, r.sizes()),
-          Checked(k, "k", type, r.sizes()),
-          Checked(v, "v", type, r.sizes()),
-          Checked(a, "a", type, r.sizes()),
-          Checked(b, "b", type, r.sizes()),
-          OrUndefined(Checked(state, "state", type, {B, H, N, N})),
-          OrUndefined(Checked(reset, "reset", at::kBool, {B, T})),
-          H};
+  operators::Wkv7 op;
+  op.r = Checked(r, "r", type, r.sizes()), op.w_raw = Checked(w_raw, "w_raw", type, r.sizes());
+  op.k = Checked(k, "k", type, r.sizes()), op.v = Checked(v, "v", type, r.sizes());
+  op.a = Checked(a, "a", type, r.sizes()), op.b = Checked(b, "b", type, r.sizes());
+  op.state = Checked(state, "state", type, {B, H, N, N});
+  op.reset = Checked(reset, "reset", at::kBool, {B, T}), op.H = H;
+  return op;
 }
 
 template <class Real>
-train::Wkv7Forward<Real> Params(const Inputs& in, const Outputs& out) {
+train::Wkv7Forward<Real> Params(const operators::Wkv7& op) {
   train::Wkv7Forward<Real> p;
-  p.B = in.r.size(0), p.T = in.r.size(1), p.H = in.H, p.N = in.r.size(2) / in.H;
-  p.r = Data<Real>(in.r), p.w_raw = Data<Real>(in.w_raw), p.k = Data<Real>(in.k),
-  p.v = Data<Real>(in.v);
-  p.a = Data<Real>(in.a), p.b = Data<Real>(in.b);
-  p.state = Data<Real>(MaybeTensor(in.state)), p.reset = Data<bool>(MaybeTensor(in.reset));
+  p.B = op.r.size(0), p.T = op.r.size(1), p.H = op.H, p.N = op.r.size(2) / op.H;
+  p.r = Data<Real>(op.r), p.w_raw = Data<Real>(op.w_raw), p.k = Data<Real>(op.k);
+  p.v = Data<Real>(op.v), p.a = Data<Real>(op.a), p.b = Data<Real>(op.b);
+  p.state = Data<Real>(op.state), p.reset = Data<bool>(op.reset);
   // Through const pointers: the backward pass only reads these, and reading must not count as a
   // change of a saved tensor.
-  p.y = const_cast<Real*>(Data<Real>(MaybeTensor(out.y)));
-  p.final_state = const_cast<Real*>(Data<Real>(out.final_state));
-  p.chunk_states = const_cast<Real*>(Data<Real>(MaybeTensor(out.chunk_states)));
-  p.sa = const_cast<Real*>(Data<Real>(MaybeTensor(out.sa)));
+  p.y = const_cast<Real*>(Data<Real>(op.y));
+  p.final_state = const_cast<Real*>(Data<Real>(op.final_state));
+  p.chunk_states = const_cast<Real*>(Data<Real>(op.chunk_states));
+  p.sa = const_cast<Real*>(Data<Real>(op.sa));
   return p;
-}
-
-Outputs Run(const Inputs& in, bool keep) {
-  const int64_t B = in.r.size(0), T = in.r.size(1), H = in.H, N = in.r.size(2) / H;
-  Outputs out{at::empty_like(in.r), at::empty({B, H, N, N}, in.r.options()), at::Tensor(),
-              at::Tensor()};
-  if (keep) {
-    const int64_t chunks = (T + train::kChunk - 1) / train::kChunk;
-    out.chunk_states = at::empty({B, H, chunks, N, N}, in.r.options());
-    out.sa = at::empty_like(in.r);
-  }
-  DispatchReal(in.r, "wkv7", [&]<class Real>() {
-    const auto p = Params<Real>(in, out);
-    const auto& ops = train::ActiveTrainOps<Real>();
-    ParallelRange(B * H, 1, [&](int64_t begin, int64_t end) { ops.wkv7(p, begin, end); });
-  });
-  return out;
 }
 
 std::tuple<at::Tensor, at::Tensor> Cpu(const at::Tensor& r, const at::Tensor& w_raw,
@@ -85,27 +51,9 @@ std::tuple<at::Tensor, at::Tensor> Cpu(const at::Tensor& r, const at::Tensor& w_
                                        const at::Tensor& a, const at::Tensor& b,
                                        const OptionalTensor& state, const OptionalTensor& reset,
                                        int64_t H) {
-  const Outputs out = Run(Check(r, w_raw, k, v, a, b, state, reset, H), false);
-  return {out.y, out.final_state};
-}
-
-// d r, w_raw, k, v, a, b, state.
-template <class Real>
-variable_list Backward(const Inputs& in, const Outputs& out, const at::Tensor& d_y,
-                       const at::Tensor& d_final_state) {
-  variable_list d(6);
-  for (at::Tensor& t : d) t = at::empty_like(in.r);
-  d.push_back(at::empty_like(out.final_state));
-  train::Wkv7Backward<Real> q;
-  q.forward = Params<Real>(in, out);
-  q.d_y = Data<Real>(d_y), q.d_final_state = Data<Real>(MaybeTensor(d_final_state));
-  q.d_r = Out<Real>(d[0]), q.d_w_raw = Out<Real>(d[1]), q.d_k = Out<Real>(d[2]),
-  q.d_v = Out<Real>(d[3]);
-  q.d_a = Out<Real>(d[4]), q.d_b = Out<Real>(d[5]), q.d_state = Out<Real>(d[6]);
-  const auto& ops = train::ActiveTrainOps<Real>();
-  ParallelRange(q.forward.B * q.forward.H, 1,
-                [&](int64_t begin, int64_t end) { ops.wkv7_grad(q, begin, end); });
-  return d;
+  operators::Wkv7 op = Check(r, w_raw, k, v, a, b, state, reset, H);
+  op.Forward(false);
+  return {op.y, op.final_state};
 }
 
 class Wkv7Function : public torch::autograd::Function<Wkv7Function> {
@@ -115,27 +63,28 @@ class Wkv7Function : public torch::autograd::Function<Wkv7Function> {
                                const at::Tensor& b, const OptionalTensor& state,
                                const OptionalTensor& reset, int64_t H) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Inputs in = Check(r, w_raw, k, v, a, b, state, reset, H);
-    const Outputs out = Run(in, true);
+    operators::Wkv7 op = Check(r, w_raw, k, v, a, b, state, reset, H);
+    op.Forward(true);
     ctx->set_materialize_grads(false);
     ctx->saved_data["H"] = H;
-    ctx->save_for_backward({in.r, in.w_raw, in.k, in.v, in.a, in.b, in.state, in.reset,
-                            out.final_state, out.chunk_states, out.sa});
-    return {out.y, out.final_state};
+    ctx->save_for_backward({op.r, op.w_raw, op.k, op.v, op.a, op.b, op.state, op.reset,
+                            op.final_state, op.chunk_states, op.sa});
+    return {op.y, op.final_state};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const BackwardScope scope("wkv7");
     const variable_list s = ctx->get_saved_variables();
-    const Inputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["H"].toInt()};
-    const Outputs out{at::Tensor(), s[8], s[9], s[10]};
-    const at::Tensor d_y = grads[0].defined() ? grads[0].contiguous() : at::zeros_like(in.r);
-    const at::Tensor d_state = grads[1].defined() ? grads[1].contiguous() : at::Tensor();
-    variable_list d = DispatchReal(
-        in.r, "wkv7", [&]<class Real>() { return Backward<Real>(in, out, d_y, d_state); });
-    if (!in.state.defined()) d[6] = at::Tensor();
-    d.resize(9);  // reset and H have none
-    return d;
+    operators::Wkv7 op;
+    op.r = s[0], op.w_raw = s[1], op.k = s[2], op.v = s[3], op.a = s[4], op.b = s[5];
+    op.state = s[6], op.reset = s[7], op.H = ctx->saved_data["H"].toInt();
+    op.final_state = s[8], op.chunk_states = s[9], op.sa = s[10];
+    operators::Wkv7Grad d;
+    d.Backward(op, grads[0].defined() ? grads[0].contiguous() : at::zeros_like(op.r),
+               grads[1].defined() ? grads[1].contiguous() : at::Tensor());
+    const at::Tensor none;  // of reset and H
+    return {d.d_r, d.d_w_raw, d.d_k, d.d_v, d.d_a, d.d_b, op.state.defined() ? d.d_state : none,
+            none,  none};
   }
 };
 
@@ -156,6 +105,39 @@ TORCH_LIBRARY_IMPL(skein, CPU, m) { m.impl("wkv7", Cpu); }
 TORCH_LIBRARY_IMPL(skein, Autograd, m) { m.impl("wkv7", Differentiable); }
 
 }  // namespace
+
+void operators::Wkv7::Forward(bool keep) {
+  const int64_t B = r.size(0), T = r.size(1), N = r.size(2) / H;
+  Size(&y, r.sizes(), r.options());
+  Size(&final_state, {B, H, N, N}, r.options());
+  if (keep) {
+    Size(&chunk_states, {B, H, (T + train::kChunk - 1) / train::kChunk, N, N}, r.options());
+    Size(&sa, r.sizes(), r.options());
+  }
+  DispatchReal(r, "wkv7", [&]<class Real>() {
+    const auto p = Params<Real>(*this);
+    const auto& ops = train::ActiveTrainOps<Real>();
+    ParallelRange(B * H, 1, [&](int64_t begin, int64_t end) { ops.wkv7(p, begin, end); });
+  });
+}
+
+void operators::Wkv7Grad::Backward(const Wkv7& op, const at::Tensor& d_y,
+                                   const at::Tensor& d_final_state) {
+  for (at::Tensor* t : {&d_r, &d_w_raw, &d_k, &d_v, &d_a, &d_b})
+    Size(t, op.r.sizes(), op.r.options());
+  Size(&d_state, op.final_state.sizes(), op.r.options());
+  DispatchReal(op.r, "wkv7", [&]<class Real>() {
+    train::Wkv7Backward<Real> q;
+    q.forward = Params<Real>(op);
+    q.d_y = Data<Real>(d_y), q.d_final_state = Data<Real>(d_final_state);
+    q.d_r = Out<Real>(d_r), q.d_w_raw = Out<Real>(d_w_raw), q.d_k = Out<Real>(d_k);
+    q.d_v = Out<Real>(d_v), q.d_a = Out<Real>(d_a), q.d_b = Out<Real>(d_b);
+    q.d_state = Out<Real>(d_state);
+    const auto& ops = train::ActiveTrainOps<Real>();
+    ParallelRange(q.forward.B * q.forward.H, 1,
+                  [&](int64_t begin, int64_t end) { ops.wkv7_grad(q, begin, end); });
+  });
+}
 
 std::tuple<at::Tensor, at::Tensor> Wkv7(const at::Tensor& r, const at::Tensor& w_raw,
                                         const at::Tensor& k, const at::Tensor& v,
