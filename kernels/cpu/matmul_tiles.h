@@ -30,7 +30,7 @@ template <class B>
 class TileKernel {
   static constexpr int64_t kMaxRows = 16, kHalf = 16, kStepK = 32;
   static constexpr int64_t kTile = kHalf * kStepK;  // weights of one half and one step
-  static constexpr int64_t kAhead = 1536;  // bytes that weights are fetched before they are used
+  static constexpr int64_t kAhead = 1536;  // bytes that weights are in the first cache before
 
  public:
   static constexpr int64_t kPanel = 2 * kHalf;
@@ -112,8 +112,10 @@ class TileKernel {
   // Adds all products of a panel for one or two blocks.
   static void Steps(bool pair, const uint16_t* x, int64_t rows, int64_t depth, const uint16_t* w) {
     for (int64_t k = 0; k < depth; k += kStepK, x += kStepK * rows, w += 2 * kTile) {
-      for (int64_t i = 0; i < 2 * kTile; i += 32)
-        __builtin_prefetch(reinterpret_cast<const char*>(w + i) + kAhead);
+      for (int64_t i = 0; i < 2 * kTile; i += 32) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + i) + kFarAhead, kFarHint);
+        _mm_prefetch(reinterpret_cast<const char*>(w + i) + kAhead, _MM_HINT_T0);
+      }
       if (pair) {
         B::template Step<2>(x, x + rows * depth, w);
       } else {
