@@ -16,6 +16,8 @@
 //
 // Internal linkage on purpose: see number_format.h.
 
+#include <xmmintrin.h>
+
 #include <cstdint>
 
 #include "kernels/cpu/number_format.h"
@@ -27,6 +29,11 @@ namespace skein::kernels {
 namespace {
 
 constexpr int kMaxGroup = 16;  // products of one parallel region
+
+// Weights are a stream from memory. They are fetched so many bytes ahead, and into the second cache
+// only: it waits for more lines at a time than the first one has room for.
+constexpr int64_t kFarAhead = 8192;
+constexpr auto kFarHint = _MM_HINT_T1;  // an enum of GCC, an int of clang
 
 inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -95,7 +95,7 @@ class Int8TileKernel {
   static constexpr int64_t kMaxRows = 16 / Form::kTileRows, kHalf = 16;
   static constexpr int64_t kTile = kHalf * kGroupSize;  // weights of one half and one group
   static constexpr int64_t kBlocks = 32;                // blocks that go over a panel at once
-  static constexpr int64_t kAhead = 4096, kLine = 64;   // bytes
+  static constexpr int64_t kAhead = 2048, kLine = 64;   // bytes
 
  public:
   static constexpr int64_t kPanel = 2 * kHalf;
@@ -174,8 +174,11 @@ class Int8TileKernel {
     // The sums of some blocks are added while the tiles multiply the next.
     Pending pending;
     for (int64_t group = 0; group < groups; ++group, ++weights) {
-      for (int64_t i = 0; i < int64_t{sizeof(Weights)}; i += kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(weights) + kAhead + i);
+      for (int64_t i = 0; i < int64_t{sizeof(Weights)}; i += kLine) {
+        const char* line = reinterpret_cast<const char*>(weights) + i;
+        _mm_prefetch(line + kFarAhead, kFarHint);
+        _mm_prefetch(line + kAhead, _MM_HINT_T0);
+      }
       for (int64_t block = first; block < last; block += 2) {
         const char* x = packed + (block * groups + group) * GroupBytes(rows);
         const char* next = block + 1 < last ? x + groups * GroupBytes(rows) : nullptr;

@@ -32,7 +32,6 @@ class A8VectorKernel {
   using Vec = typename B::Vec;
   using Ints = typename B::Ints;
   static constexpr int64_t kLanes = B::kLanes, kWords = kGroupSize / B::kStep;
-  static constexpr int64_t kAhead = 4096;  // bytes
 
  public:
   static constexpr int64_t kPanel = 2 * kLanes;
@@ -90,7 +89,7 @@ class A8VectorKernel {
         const int64_t row = BlockBegin(p.T, block), rows = BlockBegin(p.T, block + 1) - row;
         // Each block fetches its share of every group of the next panel, one block what comes soon.
         const int64_t share = kPanel * B::kStep / blocks;
-        const char* next = blocks == 1 ? w + kAhead : w + bytes + block * kWords * share;
+        const char* next = blocks == 1 ? w + kFarAhead : w + bytes + block * kWords * share;
         TileOf<B::kMaxRows>(
             rows, p, reinterpret_cast<const int32_t*>(packed) + row * Groups(p.w.K) * kRowWords,
             reinterpret_cast<const Weights*>(w), row, panel, next, share);
@@ -159,8 +158,8 @@ class A8VectorKernel {
     for (int r = 0; r < R; ++r) low[r] = high[r] = B::Splat(x[r]);
     for (int64_t i = 0; i < kWords; ++i) {
       x += R;
-      _mm_prefetch(next, _MM_HINT_T0);
-      if constexpr (kPanel * B::kStep > 64) _mm_prefetch(next + 64, _MM_HINT_T0);
+      _mm_prefetch(next, kFarHint);
+      if constexpr (kPanel * B::kStep > 64) _mm_prefetch(next + 64, kFarHint);
       next += share;
       Ints v[2];
       B::Load(&w.q[i][0][0], v);

@@ -37,10 +37,8 @@
 namespace skein::kernels {
 namespace {
 
-constexpr int64_t kAhead = 4096;    // bytes that one stream of weights is fetched ahead
-constexpr int64_t kMostRows = 384;  // rows of x that go over one block of weights
+constexpr int64_t kMostRows = 384;                   // rows of x that go over one block of weights
 constexpr int64_t kInputBytes = int64_t{832} << 10;  // of x in the second cache
-constexpr auto kHint = _MM_HINT_T0;                  // an enum of GCC, an int of clang
 
 // Eight columns of up to eight rows, transposed: v[k] holds column k.
 inline void Transpose(__m256 (&v)[8]) {
@@ -221,7 +219,7 @@ class VectorKernel {
       for (int q = 0; q < P; ++q) {
         Vec v[2];
         const char* ahead = next + q * weights.stride * int64_t{sizeof(Stored)};
-        _mm_prefetch(ahead, kHint);
+        _mm_prefetch(ahead, kFarHint);
         W::Load(w + q * weights.stride, v);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -234,7 +232,7 @@ class VectorKernel {
           // prefetches in a row that wait for memory hold up the loads that follow (one row of fp32
           // by a sixth).
           __asm__("" : "+r"(ahead) : "v"(high_sums[q * R + R - 1]));
-          _mm_prefetch(ahead + 64, kHint);
+          _mm_prefetch(ahead + 64, kFarHint);
         }
       }
       x += R;
@@ -348,9 +346,9 @@ class VectorKernel {
   static void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
     constexpr int P = R == 1 ? W::kSide : 1;
     for (; begin + P <= end; begin += P)
-      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kAhead)), 0, begin, 0, p.w.K);
+      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kFarAhead)), 0, begin, 0, p.w.K);
     for (; begin < end; ++begin)
-      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kAhead)), 0, begin, 0, p.w.K);
+      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kFarAhead)), 0, begin, 0, p.w.K);
   }
 
   static Weights<W> Scaled(Weights<W> w) {
