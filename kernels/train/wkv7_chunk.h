@@ -25,13 +25,19 @@
 //   Transpose(rows, columns, from, ld_from, to, ld_to): multiples of 8
 //   Copy(n, from, to): n a multiple of 16
 //
-// Loops over channels say that their arrays do not overlap (ivdep), for the compiler to vectorise.
+// Loops over channels say that their arrays do not overlap, for the compiler to vectorise.
 
 #include <cstdint>
 #include <initializer_list>
 
 #include "kernels/train/scratch.h"
 #include "kernels/train/train_ops.h"
+
+#if defined(__clang__)
+#define SKEIN_ARRAYS_DO_NOT_OVERLAP  // it fails where it cannot vectorise what it was told to
+#else
+#define SKEIN_ARRAYS_DO_NOT_OVERLAP _Pragma("GCC ivdep")
+#endif
 
 namespace skein::kernels::train {
 namespace {
@@ -216,7 +222,7 @@ class Wkv7Chunk {
     const Real* Q = Before(i);
     Real* P = Including(i);
     Ops::Decay(N_, p_.w_raw + at, sigma_ + i * N_, P);
-#pragma GCC ivdep
+    SKEIN_ARRAYS_DO_NOT_OVERLAP
     for (int64_t n = 0; n < N_; ++n) {
       P[n] *= Q[n];
       const Real inverse = 1 / P[n];
@@ -339,7 +345,7 @@ class Wkv7Chunk {
     Real *d_r = q.d_r + at, *d_k = q.d_k + at, *d_a = q.d_a + at, *d_b = q.d_b + at;
     Real* d_w_raw = q.d_w_raw + at;
     const Real keep = resets_[i] ? 0 : 1;
-#pragma GCC ivdep
+    SKEIN_ARRAYS_DO_NOT_OVERLAP
     for (int64_t n = 0; n < N_; ++n) {
       const Real inverse = 1 / P[n];
       const Real da = left_a[n] * Q[n], dr = left_r[n] * P[n];
