@@ -73,19 +73,23 @@ class Tiles {
                                  _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x))));
   }
   template <int kBlocks>
-  static void Multiply(const char* x0, const char* x1, const int8_t* w) {
+  static void Multiply(const char* x0, const char* x1, const int8_t* w, Ahead* ahead) {
     Zero();
     __asm__ volatile("" ::: "memory");  // as in Step
     _tile_loadd(6, w, 64);
+    Fetch(ahead);
     _tile_loadd(7, w + 1024, 64);
+    Fetch(ahead);
     _tile_loadd(4, x0, 64);
     _tile_dpbssd(0, 4, 6);
+    Fetch(ahead);
     _tile_dpbssd(1, 4, 7);
     if constexpr (kBlocks == 2) {
       _tile_loadd(5, x1, 64);
       _tile_dpbssd(2, 5, 6);
       _tile_dpbssd(3, 5, 7);
     }
+    Fetch(ahead);
   }
   template <int kBlocks>
   static void StoreInts(int32_t* sums) {

@@ -21,9 +21,9 @@
 //
 // A backend B has the tiles and says:
 //   B::Begin(rows), B::End()         around all that follows, on one thread; rows of x and of sums
-//   B::Multiply<kBlocks>(x0, x1, w)  from zero; one or two blocks; x: [rows][64] each; w: [2
-//   halves][16 quads]
-//                                    [16][4]
+//   B::Multiply<kBlocks>(x0, x1, w, ahead)  from zero; one or two blocks; x: [rows][64] each;
+//                                    w: [2 halves][16 quads][16][4]; fetches what is ahead
+//                                    (tile_rows.h) and moves on there
 //   B::StoreInts<kBlocks>(sums)      of the last Multiply: [block][rows][32]
 //   B::Narrow(x, out)                32 floats to bf16
 //   B::Quantize(x, inverse, q)       64 numbers x * inverse, to the nearest
@@ -94,11 +94,10 @@ template <class B, class Form>
 class Int8TileKernel {
   static constexpr int64_t kMaxRows = 16 / Form::kTileRows, kHalf = 16;
   static constexpr int64_t kTile = kHalf * kGroupSize;  // weights of one half and one group
-  static constexpr int64_t kBlocks = 32;                // blocks that go over a panel at once
-  static constexpr int64_t kAhead = 2048, kLine = 64;   // bytes
+  static constexpr int64_t kDepth = 4;  // groups whose weights stay in the first cache
 
  public:
-  static constexpr int64_t kPanel = 2 * kHalf;
+  static constexpr int64_t kPanel = kTilePanel;
 
  private:
   struct Weights {            // one group of a panel
@@ -108,7 +107,7 @@ class Int8TileKernel {
   struct Units {  // of one group of a block of x; kTileRows times [rows] rows of bytes follow
     float of_row[16];
   };
-  static_assert(sizeof(Weights) % kLine == 0 && sizeof(Units) == kLine);
+  static_assert(sizeof(Weights) % 64 == 0 && sizeof(Units) == 64);
 
  public:
   static int64_t PanelBytes(int64_t K) { return Groups(K) * int64_t{sizeof(Weights)}; }
@@ -149,11 +148,11 @@ class Int8TileKernel {
   }
 
   static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
+    const TileWeights w{static_cast<const char*>(p.w.data), Groups(p.w.K), sizeof(Weights)};
     B::Begin(static_cast<int>(Form::kTileRows * Rows(p.T)));
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t block = 0; block < Blocks(p.T); block += kBlocks)
-        Panel(p, packed, panel, block, Least(block + kBlocks, Blocks(p.T)));
-    }
+    ForPieces(w, kDepth, begin, end, Blocks(p.T), Rows(p.T), [&](const Piece& piece) {
+      RunPiece(p, packed, reinterpret_cast<const Weights*>(w.At(piece.panel, piece.begin)), piece);
+    });
     B::End();
   }
 
@@ -164,42 +163,40 @@ class Int8TileKernel {
     return int64_t{sizeof(Units)} + Form::kTileRows * rows * kGroupSize;
   }
 
-  static void Panel(const MatmulParams& p, const char* packed, int64_t panel, int64_t first,
-                    int64_t last) {
-    const int64_t groups = Groups(p.w.K), rows = Rows(p.T);
-    const auto* weights = reinterpret_cast<const Weights*>(static_cast<const char*>(p.w.data) +
-                                                           panel * PanelBytes(p.w.K));
-    alignas(64) float totals[kBlocks * kMaxRows * kPanel];
-    for (int64_t i = 0; i < (last - first) * rows * kPanel; ++i) totals[i] = 0;
+  static void RunPiece(const MatmulParams& p, const char* packed, const Weights* weights,
+                       Piece piece) {
+    const int64_t rows = Rows(p.T), count = (piece.last_block - piece.block) * rows;
+    if (piece.begin == 0) {
+      for (int64_t i = 0; i < count * kPanel; ++i) piece.sums[i] = 0;
+    }
     // The sums of some blocks are added while the tiles multiply the next.
     Pending pending;
-    for (int64_t group = 0; group < groups; ++group, ++weights) {
-      for (int64_t i = 0; i < int64_t{sizeof(Weights)}; i += kLine) {
-        const char* line = reinterpret_cast<const char*>(weights) + i;
-        _mm_prefetch(line + kFarAhead, kFarHint);
-        _mm_prefetch(line + kAhead, _MM_HINT_T0);
-      }
-      for (int64_t block = first; block < last; block += 2) {
-        const char* x = packed + (block * groups + group) * GroupBytes(rows);
-        const char* next = block + 1 < last ? x + groups * GroupBytes(rows) : nullptr;
+    for (int64_t block = piece.block; block < piece.last_block; block += 2) {
+      const char* x = packed + (block * Groups(p.w.K) + piece.begin) * GroupBytes(rows);
+      float* totals = piece.sums + (block - piece.block) * rows * kPanel;
+      for (int64_t i = 0; i < piece.end - piece.begin; ++i, x += GroupBytes(rows)) {
+        const char* next =
+            block + 1 < piece.last_block ? x + Groups(p.w.K) * GroupBytes(rows) : nullptr;
         const char* bytes = x + sizeof(Units);
         if (next != nullptr) {
-          B::template Multiply<2>(bytes, next + sizeof(Units), weights->q);
+          B::template Multiply<2>(bytes, next + sizeof(Units), weights[i].q, &piece.ahead);
           AddScaled(pending, rows);
           B::template StoreInts<2>(pending.sums);
         } else {
-          B::template Multiply<1>(bytes, nullptr, weights->q);
+          B::template Multiply<1>(bytes, nullptr, weights[i].q, &piece.ahead);
           AddScaled(pending, rows);
           B::template StoreInts<1>(pending.sums);
         }
         pending.units[0] = reinterpret_cast<const Units*>(x);
         pending.units[1] = reinterpret_cast<const Units*>(next);
-        pending.scales = weights->scales;
-        pending.totals = totals + (block - first) * rows * kPanel;
+        pending.scales = weights[i].scales;
+        pending.totals = totals;
       }
     }
     AddScaled(pending, rows);
-    FinishTiles<B>(p, totals, panel * kPanel, first * rows, Least(last * rows, p.T));
+    const int64_t row = piece.block * rows;
+    if (piece.end == Groups(p.w.K))
+      FinishTiles<B>(p, piece.sums, piece.panel * kPanel, row, Least(row + count, p.T));
   }
 
   // Sums of one or two blocks, and where they belong.

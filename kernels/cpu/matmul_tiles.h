@@ -8,16 +8,12 @@
 // threads. An output element is a chain over blocks of 32 k, of each of which the instruction makes
 // one number: the sum of the even k's chain and of the odd k's.
 //
-// Weights of 256 k of a panel (16 KiB) stay in the first cache while all rows go over them; the
-// sums of rows wait in memory meanwhile, exactly. Some panels take turns at the same k, so that x
-// comes to the second cache once for all of them. One pair of blocks goes over all k at once, and
-// its sums stay in the tiles.
-//
 // A backend B has the tiles and says:
 //   B::Begin(rows), B::End()      around all that follows, on one thread; rows of x and of sums
 //   B::Zero()                     clears the four tiles of sums [block][half]
 //   B::Load<kBlocks>(sums)        [block][rows] rows of 32 floats
-//   B::Step<kBlocks>(x0, x1, w, ahead)   x: [rows][32] each; w: [2 halves][16 pairs][16][2]; bf16
+//   B::Step<kBlocks>(x0, x1, w, ahead)   x: [rows][32] each; w: [2 halves][16 pairs][16][2]; bf16;
+//                                 fetches what is ahead (tile_rows.h) and moves on there
 //   B::Store<kBlocks>(y, stride)  [block][rows] rows of 32 floats, `stride` floats apart
 //   B::Narrow(x, out)             32 floats to bf16
 //   B::Activate(values, activation)  16 floats
@@ -32,22 +28,14 @@
 namespace skein::kernels {
 namespace {
 
-// Weights that come next: a step brings four times `bytes` from `next` on to the second cache.
-struct Ahead {
-  const char* next;
-  int64_t bytes;
-};
-
 template <class B>
 class TileKernel {
   static constexpr int64_t kMaxRows = 16, kHalf = 16, kStepK = 32;
-  static constexpr int64_t kTile = kHalf * kStepK;     // weights of one half and one step
-  static constexpr int64_t kDepth = 256;               // k of a panel that stay in the first cache
-  static constexpr int64_t kBlocks = 16, kSide = 4;    // blocks and panels that take turns at them
-  static constexpr int64_t kAhead = 4096, kLine = 64;  // bytes
+  static constexpr int64_t kTile = kHalf * kStepK;  // weights of one half and one step
+  static constexpr int64_t kDepth = 8;  // steps whose weights stay in the first cache, 16 KiB
 
  public:
-  static constexpr int64_t kPanel = 2 * kHalf;
+  static constexpr int64_t kPanel = kTilePanel;
 
   static int64_t PanelBytes(int64_t K) { return Padded(K) * kPanel * 2; }
 
@@ -94,90 +82,53 @@ class TileKernel {
   }
 
   static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
+    const TileWeights w{static_cast<const char*>(p.w.data), Padded(p.w.K) / kStepK,
+                        2 * kTile * int64_t{sizeof(uint16_t)}};
     B::Begin(static_cast<int>(Rows(p.T)));
-    for (int64_t block = 0; block < Blocks(p.T); block += kBlocks) {
-      for (int64_t panel = begin; panel < end; panel += kSide) {
-        RunPart(p, reinterpret_cast<const uint16_t*>(packed),
-                {panel, Least(panel + kSide, end), block, Least(block + kBlocks, Blocks(p.T))});
-      }
-    }
+    ForPieces(w, kDepth, begin, end, Blocks(p.T), Rows(p.T), [&](const Piece& piece) {
+      RunPiece(p, reinterpret_cast<const uint16_t*>(packed), w.At(piece.panel, piece.begin), piece);
+    });
     B::End();
   }
 
  private:
-  // Some panels for some blocks of rows.
-  struct Part {
-    int64_t panel, last_panel, block, last_block;
-  };
-  // k in [begin, end) of a panel.
-  struct Piece {
-    int64_t panel, begin, end;
-  };
-
   static int64_t Padded(int64_t K) { return CeilDiv(K, kStepK) * kStepK; }
   static int64_t Rows(int64_t T) { return RowsOfBlock(T, Blocks(T)); }
-  static const char* WeightsAt(const MatmulParams& p, int64_t panel, int64_t k) {
-    return static_cast<const char*>(p.w.data) + panel * PanelBytes(p.w.K) + k * kPanel * 2;
-  }
 
-  static void RunPart(const MatmulParams& p, const uint16_t* x, const Part& part) {
-    alignas(64) float sums[kSide][kBlocks * kMaxRows * kPanel];
-    const int64_t K = Padded(p.w.K), pairs = CeilDiv(part.last_block - part.block, 2);
-    const int64_t depth = pairs == 1 ? K : kDepth;
-    const int64_t share = CeilDiv(2 * 2 * kTile / kLine, 4 * pairs) * kLine;
-    for (int64_t k = 0; k < K; k += depth) {
-      for (int64_t panel = part.panel; panel < part.last_panel; ++panel) {
-        const char* next = pairs == 1 ? WeightsAt(p, panel, k) + kAhead : After(p, part, panel, k);
-        RunPiece(p, x, part, {panel, k, Least(k + depth, K)}, {next, share},
-                 sums[panel - part.panel]);
-      }
-    }
-  }
-
-  // The weights that follow those of a panel from k on.
-  static const char* After(const MatmulParams& p, const Part& part, int64_t panel, int64_t k) {
-    if (panel + 1 < part.last_panel) return WeightsAt(p, panel + 1, k);
-    if (k + kDepth < p.w.K) return WeightsAt(p, part.panel, k + kDepth);
-    return WeightsAt(p, part.last_panel, 0);
-  }
-
-  // Two blocks at a time. All of them together fetch what is ahead.
-  static void RunPiece(const MatmulParams& p, const uint16_t* x, const Part& part,
-                       const Piece& piece, Ahead ahead, float* sums) {
-    for (int64_t block = part.block; block < part.last_block; block += 2) {
-      if (block + 1 < part.last_block) {
-        RunBlocks<2>(p, x, piece, block, &ahead, sums);
+  static void RunPiece(const MatmulParams& p, const uint16_t* x, const char* w, Piece piece) {
+    for (; piece.block < piece.last_block; piece.block += 2) {
+      if (piece.block + 1 < piece.last_block) {
+        RunBlocks<2>(p, x, reinterpret_cast<const uint16_t*>(w), &piece);
       } else {
-        RunBlocks<1>(p, x, piece, block, &ahead, sums);
+        RunBlocks<1>(p, x, reinterpret_cast<const uint16_t*>(w), &piece);
       }
-      sums += 2 * Rows(p.T) * kPanel;
+      piece.sums += 2 * Rows(p.T) * kPanel;
     }
   }
 
-  // One or two blocks. `sums` has theirs of the k before.
+  // The first one or two blocks of a piece.
   template <int kBlocks>
-  static void RunBlocks(const MatmulParams& p, const uint16_t* x, const Piece& piece, int64_t block,
-                        Ahead* ahead, float* sums) {
-    const int64_t K = Padded(p.w.K), rows = Rows(p.T), row = block * rows, o = piece.panel * kPanel;
-    if (piece.begin == 0) {
+  static void RunBlocks(const MatmulParams& p, const uint16_t* x, const uint16_t* w, Piece* piece) {
+    const int64_t K = Padded(p.w.K), rows = Rows(p.T), row = piece->block * rows;
+    if (piece->begin == 0) {
       B::Zero();
     } else {
-      B::template Load<kBlocks>(sums);
+      B::template Load<kBlocks>(piece->sums);
     }
-    x += row * K + piece.begin * rows;
-    const auto* w = reinterpret_cast<const uint16_t*>(WeightsAt(p, piece.panel, piece.begin));
-    for (int64_t k = piece.begin; k < piece.end; k += kStepK) {
-      B::template Step<kBlocks>(x, x + rows * K, w, ahead);
+    x += row * K + piece->begin * kStepK * rows;
+    for (int64_t i = piece->begin; i < piece->end; ++i) {
+      B::template Step<kBlocks>(x, x + rows * K, w, &piece->ahead);
       x += rows * kStepK;
       w += 2 * kTile;
     }
-    const int64_t end = row + kBlocks * rows;
-    if (piece.end == K && end <= p.T && o + kPanel <= p.w.O && p.bias == nullptr &&
+    const bool last = piece->end * kStepK == K;
+    const int64_t end = row + kBlocks * rows, o = piece->panel * kPanel;
+    if (last && end <= p.T && o + kPanel <= p.w.O && p.bias == nullptr &&
         p.activation == Activation::kNone) {
       return B::template Store<kBlocks>(p.y + row * p.y_stride + o, p.y_stride);
     }
-    B::template Store<kBlocks>(sums, kPanel);
-    if (piece.end == K) FinishTiles<B>(p, sums, o, row, Least(end, p.T));
+    B::template Store<kBlocks>(piece->sums, kPanel);
+    if (last) FinishTiles<B>(p, piece->sums, o, row, Least(end, p.T));
   }
 };
 

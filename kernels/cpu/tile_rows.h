@@ -1,8 +1,9 @@
 #pragma once
-// How the kernels of tiles deal rows to blocks and finish their sums, for matmul_tiles.h and
-// matmul_int8_tiles.h only.
+// How the kernels of tiles deal rows to blocks, go over weights and finish their sums, for
+// matmul_tiles.h and matmul_int8_tiles.h only.
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/cpu/matmul_group.h"
 #include "kernels/ops.h"
@@ -10,25 +11,101 @@
 namespace skein::kernels {
 namespace {
 
+constexpr int64_t kTilePanel = 32;                       // outputs
+constexpr int64_t kRowsAtOnce = 256, kPanelsAtOnce = 4;  // that take turns at the same k
+
 // T rows are dealt evenly to the blocks, since a step takes as long as its blocks have rows.
 inline int64_t RowsOfBlock(int64_t T, int64_t blocks) {
   return blocks == 0 ? 0 : CeilDiv(T, blocks);
+}
+
+// The weights of a product, panel after panel: `steps` steps of `bytes` each.
+struct TileWeights {
+  const char* data;
+  int64_t steps, bytes;
+
+  const char* At(int64_t panel, int64_t step) const {
+    return data + (panel * steps + step) * bytes;
+  }
+};
+
+// Weights that come next: a step of the kernel brings four times `bytes` from `next` on to the
+// second cache.
+struct Ahead {
+  const char* next;
+  int64_t bytes;
+};
+
+// Steps [begin, end) of a panel, for some blocks of rows.
+struct Piece {
+  int64_t panel, begin, end;
+  int64_t block, last_block;
+  Ahead ahead;
+  float* sums;  // [rows of those blocks][kTilePanel]: what the panel's steps before have left there
+};
+
+// Calls run(piece) until panels [panel, last_panel) are done for blocks [block, last_block).
+//
+// Weights of `depth` steps stay in the first cache while all rows go over them; the sums of rows
+// wait in memory meanwhile. Panels take turns at the same steps, so that x comes to the second
+// cache once for all of them. One pair of blocks goes over all steps at once.
+template <typename Run>
+void ForPiecesOf(const TileWeights& w, int64_t depth, int64_t panel, int64_t last_panel,
+                 int64_t block, int64_t last_block, const Run& run) {
+  constexpr int64_t kAhead = 4096, kLine = 64;  // bytes
+  alignas(64) float sums[kPanelsAtOnce][kRowsAtOnce * kTilePanel];
+  const int64_t pairs = CeilDiv(last_block - block, 2);
+  if (pairs == 1) depth = w.steps;
+  // What follows a piece is fetched by all of its pairs together; one alone fetches what it will
+  // soon use itself.
+  const int64_t share = CeilDiv(w.bytes, 4 * pairs * kLine) * kLine;
+  const auto next = [&](int64_t i, int64_t step) {
+    if (pairs == 1) return w.At(i, step) + kAhead;
+    if (i + 1 < last_panel) return w.At(i + 1, step);
+    return step + depth < w.steps ? w.At(panel, step + depth) : w.At(last_panel, 0);
+  };
+  for (int64_t step = 0; step < w.steps; step += depth) {
+    for (int64_t i = panel; i < last_panel; ++i) {
+      run(Piece{i,
+                step,
+                Least(step + depth, w.steps),
+                block,
+                last_block,
+                {next(i, step), share},
+                sums[i - panel]});
+    }
+  }
+}
+
+// The same for all blocks.
+template <typename Run>
+void ForPieces(const TileWeights& w, int64_t depth, int64_t panel, int64_t last_panel,
+               int64_t blocks, int64_t rows, const Run& run) {
+  const int64_t at_once = kRowsAtOnce / rows / 2 * 2;
+  for (int64_t block = 0; block < blocks; block += at_once) {
+    for (int64_t i = panel; i < last_panel; i += kPanelsAtOnce) {
+      ForPiecesOf(w, depth, i, Least(i + kPanelsAtOnce, last_panel), block,
+                  Least(block + at_once, blocks), run);
+    }
+  }
 }
 
 // Rows [row, end) of the 32 outputs from o on, from the sums of those rows: bias, activation, and
 // the outputs that there are. B::Activate(values, activation) is that of 16 floats.
 template <class B>
 void FinishTiles(const MatmulParams& p, const float* sums, int64_t o, int64_t row, int64_t end) {
-  constexpr int64_t kHalf = 16, kPanel = 2 * kHalf;
-  for (; row < end; ++row, sums += kPanel) {
-    for (int64_t half = o; half < Least(o + kPanel, p.w.O); half += kHalf) {
-      const int64_t n = Least(kHalf, p.w.O - half);
-      float values[kHalf] = {};
-      for (int64_t j = 0; j < n; ++j)
-        values[j] = sums[half - o + j] + (p.bias != nullptr ? p.bias[half + j] : 0.0f);
-      if (p.activation != Activation::kNone) B::Activate(values, p.activation);
-      for (int64_t j = 0; j < n; ++j) p.y[row * p.y_stride + half + j] = values[j];
+  constexpr int64_t kHalf = kTilePanel / 2;
+  float bias[kTilePanel] = {};
+  const int64_t outputs = Least(kTilePanel, p.w.O - o);
+  for (int64_t j = 0; j < outputs && p.bias != nullptr; ++j) bias[j] = p.bias[o + j];
+  for (; row < end; ++row, sums += kTilePanel) {
+    float values[kTilePanel];
+    for (int64_t j = 0; j < kTilePanel; ++j) values[j] = sums[j] + bias[j];
+    if (p.activation != Activation::kNone) {
+      B::Activate(values, p.activation);
+      B::Activate(values + kHalf, p.activation);
     }
+    std::memcpy(p.y + row * p.y_stride + o, values, outputs * sizeof(float));
   }
 }
 

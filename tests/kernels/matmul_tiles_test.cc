@@ -52,7 +52,7 @@ class EmulatedTiles {
     for (int i = 0; i < 32; ++i) out[i] = ToBF16(x[i]);
   }
   template <int kBlocks>
-  static void Multiply(const char* x0, const char* x1, const int8_t* w) {
+  static void Multiply(const char* x0, const char* x1, const int8_t* w, Ahead*) {
     ASSERT_TRUE(configured_);
     for (int tile = 0; tile < 2 * kBlocks; ++tile) {
       const char* x = tile < 2 ? x0 : x1;
