@@ -134,18 +134,17 @@ struct RoundedWords {
 };
 
 // 24 of the 32 registers accumulate.
-template <DType kDType, typename StoredType>
+template <typename StoredType>
 struct FusedKind {
   using Lanes = Zmm;
   using Stored = StoredType;
-  static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
   static constexpr int kMaxRows = 12, kSide = 1;
   static constexpr int64_t kDepth = 128;
   static __m512 MultiplyAdd(__m512 x, __m512 w, __m512 sum) { return _mm512_fmadd_ps(x, w, sum); }
 };
 
-struct FusedF32 : FusedKind<DType::kF32, float>, FloatWords {
+struct FusedF32 : FusedKind<float>, FloatWords {
   static void Load(const float* w, __m512* v) {
     v[0] = _mm512_load_ps(w);
     v[1] = _mm512_load_ps(w + 16);
@@ -157,7 +156,7 @@ struct FusedF32 : FusedKind<DType::kF32, float>, FloatWords {
 
 // Output j in the low half of 32-bit word j, output 16 + j in the high half: a shift and a mask
 // widen them.
-struct FusedBF16 : FusedKind<DType::kBF16, uint16_t>, RoundedWords {
+struct FusedBF16 : FusedKind<uint16_t>, RoundedWords {
   static constexpr int64_t kDepth = 256;
   static void Load(const uint16_t* w, __m512* v) {
     const __m512i both = _mm512_load_si512(w);

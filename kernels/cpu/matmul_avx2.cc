@@ -20,18 +20,17 @@ struct RoundedWords {
 };
 
 // 12 of the 16 registers accumulate.
-template <DType kDType, typename StoredType>
+template <typename StoredType>
 struct Kind {
   using Lanes = Ymm;
   using Stored = StoredType;
-  static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
   static constexpr int kMaxRows = 6, kSide = 1;
   static constexpr int64_t kDepth = 256;
   static __m256 MultiplyAdd(__m256 x, __m256 w, __m256 sum) { return _mm256_fmadd_ps(x, w, sum); }
 };
 
-struct F32 : Kind<DType::kF32, float>, FloatWords {
+struct F32 : Kind<float>, FloatWords {
   static void Load(const float* w, __m256* v) {
     v[0] = _mm256_load_ps(w);
     v[1] = _mm256_load_ps(w + 8);
@@ -43,7 +42,7 @@ struct F32 : Kind<DType::kF32, float>, FloatWords {
 
 // Output j in the low half of 32-bit word j, output 8 + j in the high half: a shift and a mask
 // widen them.
-struct BF16 : Kind<DType::kBF16, uint16_t>, RoundedWords {
+struct BF16 : Kind<uint16_t>, RoundedWords {
   static void Load(const uint16_t* w, __m256* v) {
     const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
     v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));

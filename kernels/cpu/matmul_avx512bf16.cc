@@ -16,7 +16,6 @@ namespace {
 struct BF16 {
   using Lanes = Zmm;
   using Stored = uint16_t;
-  static constexpr DType kType = DType::kBF16;
   static constexpr int64_t kStep = 2;
   static constexpr int kMaxRows = 12, kSide = 1;
   static constexpr int64_t kDepth = 256;

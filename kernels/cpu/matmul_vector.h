@@ -14,7 +14,7 @@
 //
 // A kind W of weights says:
 //   W::Lanes               registers of kLanes floats (Ymm, Zmm) and what can be done with them
-//   W::Stored              type of a stored weight; kType its DType
+//   W::Stored              type of a stored weight
 //   W::kStep               k in one 32-bit word of x: 1 float, or 2 bf16
 //   W::kMaxRows, kSide     rows of a tile; panels side by side for one row
 //   W::kDepth              K of a block of weights
