@@ -119,8 +119,8 @@ enum class Activation : uint8_t { kNone, kTanh, kSigmoid, kReluSquared };
 
 // y[t, o] = act(bias[o] + sum_k x[t, k] * w[o, k]). Overwrites y. When w is bf16 or int8, x is
 // rounded to bf16 first; sums are fp32. int8: the sum over each 64 k of x * q is multiplied by its
-// scale; the tier "amx" then holds those 64 of x in fixed point of 14 bits and a sign. kI8A8: those
-// 64 of x become whole numbers of 8 bits times a 127th of the largest. Any T, O, K >= 1.
+// scale; those 64 of x are held in fixed point of 14 bits and a sign. kI8A8: those 64 of x become
+// whole numbers of 8 bits times a 127th of the largest. Any T, O, K >= 1.
 struct MatmulParams {
   const float* x = nullptr;  // [T, K], rows x_stride apart
   int64_t x_stride = 0;

@@ -96,7 +96,7 @@ struct Zmm {
   }
 };
 
-// What W8A8 has of 512 bits: x in 8 bits.
+// What int8 weights have of 512 bits.
 struct ZmmInts : Zmm {
   using Ints = __m512i;
   static Ints Splat(int32_t x) { return _mm512_set1_epi32(x); }
@@ -105,6 +105,21 @@ struct ZmmInts : Zmm {
     for (int64_t i = 0; i < kGroupSize; i += kLanes) {
       const Ints v = _mm512_cvtps_epi32(_mm512_mul_ps(Load(x + i), _mm512_set1_ps(inverse)));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(v));
+    }
+  }
+};
+
+// x and weights widened to 16 bits, multiplied in pairs.
+template <DType kDType>
+struct ZmmPairs : ZmmInts {
+  using X = int16_t;
+  static constexpr DType kType = kDType;
+  static constexpr int kMaxRows = 12, kOffset = 0;
+  static int8_t Store(int8_t q) { return q; }
+  static void Load(const int8_t* w, Ints* v) {
+    for (int half = 0; half < 2; ++half) {
+      v[half] =
+          _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + half));
     }
   }
 };
@@ -119,18 +134,17 @@ struct RoundedWords {
 };
 
 // 24 of the 32 registers accumulate.
-template <DType kDType, typename StoredType>
+template <typename StoredType>
 struct FusedKind {
   using Lanes = Zmm;
   using Stored = StoredType;
-  static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
   static constexpr int kMaxRows = 12, kSide = 1;
   static constexpr int64_t kDepth = 128;
   static __m512 MultiplyAdd(__m512 x, __m512 w, __m512 sum) { return _mm512_fmadd_ps(x, w, sum); }
 };
 
-struct FusedF32 : FusedKind<DType::kF32, float>, FloatWords {
+struct FusedF32 : FusedKind<float>, FloatWords {
   static void Load(const float* w, __m512* v) {
     v[0] = _mm512_load_ps(w);
     v[1] = _mm512_load_ps(w + 16);
@@ -142,7 +156,7 @@ struct FusedF32 : FusedKind<DType::kF32, float>, FloatWords {
 
 // Output j in the low half of 32-bit word j, output 16 + j in the high half: a shift and a mask
 // widen them.
-struct FusedBF16 : FusedKind<DType::kBF16, uint16_t>, RoundedWords {
+struct FusedBF16 : FusedKind<uint16_t>, RoundedWords {
   static constexpr int64_t kDepth = 256;
   static void Load(const uint16_t* w, __m512* v) {
     const __m512i both = _mm512_load_si512(w);
@@ -152,31 +166,6 @@ struct FusedBF16 : FusedKind<DType::kBF16, uint16_t>, RoundedWords {
   }
   static void Store(const float (*values)[32], uint16_t* out) {
     for (int j = 0; j < 32; ++j) out[j < 16 ? 2 * j : 2 * (j - 16) + 1] = ToBF16(values[0][j]);
-  }
-};
-
-// What int8 widens to: fp32 weights with rounded x.
-struct FusedWidened : FusedF32 {
-  static __m256 Words(const float* x) { return RoundedWords::Words(x); }
-  static float Word(const float* x, int64_t n) { return RoundedWords::Word(x, n); }
-};
-
-struct FusedI8 : FusedKind<DType::kI8, int8_t>, RoundedWords {
-  using Wide = FusedWidened;
-  static void Load(const int8_t* w, __m512* v) {
-    for (int half = 0; half < 2; ++half) {
-      const __m128i q = _mm_load_si128(reinterpret_cast<const __m128i*>(w + 16 * half));
-      v[half] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
-    }
-  }
-  static void Widen(const int8_t* w, float* out) {
-    __m512 v[2];
-    Load(w, v);
-    _mm512_store_ps(out, v[0]);
-    _mm512_store_ps(out + 16, v[1]);
-  }
-  static void Store(const float (*values)[32], int8_t* out) {
-    for (int j = 0; j < 32; ++j) out[j] = static_cast<int8_t>(values[0][j]);
   }
 };
 

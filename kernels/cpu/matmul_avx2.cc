@@ -1,8 +1,8 @@
-// Matmul with AVX2: panels of 16 outputs, fused multiply-adds; bf16 and int8 weights are widened to
-// fp32 in registers. See matmul_vector.h.
+// Matmul with AVX2: panels of 16 outputs, fused multiply-adds; bf16 weights are widened to fp32 in
+// registers, int8 ones to 16 bits. See matmul_vector.h and matmul_int8_vector.h.
 
 #include "kernels/cpu/lanes_avx2.h"
-#include "kernels/cpu/matmul_int8a8_vector.h"
+#include "kernels/cpu/matmul_int8_vector.h"
 #include "kernels/cpu/matmul_vector.h"
 #include "kernels/cpu/ops_avx2.h"
 #include "kernels/cpu/simd_avx2.h"
@@ -20,18 +20,17 @@ struct RoundedWords {
 };
 
 // 12 of the 16 registers accumulate.
-template <DType kDType, typename StoredType>
+template <typename StoredType>
 struct Kind {
   using Lanes = Ymm;
   using Stored = StoredType;
-  static constexpr DType kType = kDType;
   static constexpr int64_t kStep = 1;
   static constexpr int kMaxRows = 6, kSide = 1;
   static constexpr int64_t kDepth = 256;
   static __m256 MultiplyAdd(__m256 x, __m256 w, __m256 sum) { return _mm256_fmadd_ps(x, w, sum); }
 };
 
-struct F32 : Kind<DType::kF32, float>, FloatWords {
+struct F32 : Kind<float>, FloatWords {
   static void Load(const float* w, __m256* v) {
     v[0] = _mm256_load_ps(w);
     v[1] = _mm256_load_ps(w + 8);
@@ -43,7 +42,7 @@ struct F32 : Kind<DType::kF32, float>, FloatWords {
 
 // Output j in the low half of 32-bit word j, output 8 + j in the high half: a shift and a mask
 // widen them.
-struct BF16 : Kind<DType::kBF16, uint16_t>, RoundedWords {
+struct BF16 : Kind<uint16_t>, RoundedWords {
   static void Load(const uint16_t* w, __m256* v) {
     const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
     v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
@@ -55,43 +54,17 @@ struct BF16 : Kind<DType::kBF16, uint16_t>, RoundedWords {
   }
 };
 
-// What int8 widens to: fp32 weights with rounded x.
-struct Widened : F32 {
-  static __m256 Words(const float* x) { return RoundedWords::Words(x); }
-  static float Word(const float* x, int64_t n) { return RoundedWords::Word(x, n); }
-};
-
-struct I8 : Kind<DType::kI8, int8_t>, RoundedWords {
-  using Wide = Widened;
-  static void Load(const int8_t* w, __m256* v) {
-    for (int half = 0; half < 2; ++half) {
-      const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w + 8 * half));
-      v[half] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
-    }
-  }
-  static void Widen(const int8_t* w, float* out) {
-    __m256 v[2];
-    Load(w, v);
-    _mm256_store_ps(out, v[0]);
-    _mm256_store_ps(out + 8, v[1]);
-  }
-  static void Store(const float (*values)[16], int8_t* out) {
-    for (int j = 0; j < 16; ++j) out[j] = static_cast<int8_t>(values[0][j]);
-  }
-};
-
 // x and weights widened to 16 bits, products of pairs added to 32.
-struct A8 : Ymm {
+template <DType kDType>
+struct Int8 : Ymm {
   using Ints = __m256i;
-  static constexpr int64_t kStep = 2;
+  using X = int16_t;
+  static constexpr DType kType = kDType;
   static constexpr int kMaxRows = 6, kOffset = 0;
   static int8_t Store(int8_t q) { return q; }
   static void Load(const int8_t* w, Ints* v) {
     for (int half = 0; half < 2; ++half)
       v[half] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + half));
-  }
-  static int32_t Word(const int8_t* q) {
-    return static_cast<int32_t>(static_cast<uint16_t>(q[0]) | static_cast<uint32_t>(q[1]) << 16);
   }
   static Ints Splat(int32_t x) { return _mm256_set1_epi32(x); }
   static Ints Dot(Ints sum, Ints w, Ints x) {
@@ -118,8 +91,8 @@ struct Tier {
   template <typename F>
   static auto WithKernel(DType dtype, const F& f) {
     if (dtype == DType::kBF16) return f(VectorKernel<BF16>{});
-    if (dtype == DType::kI8A8) return f(A8VectorKernel<A8>{});
-    if (dtype == DType::kI8) return f(VectorKernel<I8>{});
+    if (dtype == DType::kI8) return f(Int8VectorKernel<Int8<DType::kI8>>{});
+    if (dtype == DType::kI8A8) return f(Int8VectorKernel<Int8<DType::kI8A8>>{});
     return f(VectorKernel<F32>{});
   }
 };

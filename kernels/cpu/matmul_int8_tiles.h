@@ -25,7 +25,6 @@
 //                                    w: [2 halves][16 quads][16][4]; fetches what is ahead
 //                                    (tile_rows.h) and moves on there
 //   B::StoreInts<kBlocks>(sums)      of the last Multiply: [block][rows][32]
-//   B::Narrow(x, out)                32 floats to bf16
 //   B::Quantize(x, inverse, q)       64 numbers x * inverse, to the nearest
 //   B::Activate(values, activation)  16 floats
 
@@ -56,35 +55,11 @@ struct TwoBytes {
   template <class B>
   static void Pack(const float* x, int64_t depth, float* unit, int8_t* high, int64_t stride) {
     int8_t* low = high + stride;
-    alignas(64) float values[kGroupSize] = {};
-    alignas(64) uint16_t rounded[kGroupSize];
-    for (int64_t i = 0; i < depth; ++i) values[i] = x[i];
-    B::Narrow(values, rounded);
-    B::Narrow(values + kGroupSize / 2, rounded + kGroupSize / 2);
-    uint32_t largest = 0;  // bf16 without its sign
+    int16_t q[kGroupSize];
+    *unit = ToFixedPoint(x, depth, q);
     for (int64_t i = 0; i < kGroupSize; ++i) {
-      const uint32_t size = rounded[i] & 0x7fffu;
-      largest = size > largest ? size : largest;
-    }
-    // The largest is below 2^14 units. Infinity and NaN spoil the row; what is so small that its
-    // unit would be a denormal is zero.
-    constexpr uint32_t kBits = 13, kBias = 127, kSpoilt = 255;
-    const uint32_t exponent = largest >> 7;
-    float inverse = 0;
-    if (exponent == kSpoilt) {
-      *unit = FloatOf(0x7fc00000u);  // NaN
-    } else if (exponent <= kBits) {
-      *unit = 0;
-    } else {
-      *unit = FloatOf((exponent - kBits) << 23);
-      inverse = FloatOf((2 * kBias + kBits - exponent) << 23);
-    }
-    for (int64_t i = 0; i < kGroupSize; ++i) {
-      constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
-      const float value = exponent == kSpoilt ? 0.0f : FromBF16(rounded[i]);
-      const auto q = static_cast<int32_t>((value * inverse + kWhole) - kWhole);
-      high[i] = static_cast<int8_t>((q + 128) >> 8);
-      low[i] = static_cast<int8_t>(q);
+      high[i] = static_cast<int8_t>((q[i] + 128) >> 8);
+      low[i] = static_cast<int8_t>(q[i]);
     }
   }
   static int32_t Join(const int32_t* high, int64_t stride) { return *high * 256 + high[stride]; }

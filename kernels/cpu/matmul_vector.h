@@ -1,11 +1,10 @@
 #pragma once
-// The matmul kernel of vector registers, for matmul_*.cc only: a tile of R rows by P panels of two
-// registers each, whose sums live in registers.
+// The matmul kernel of floating-point weights in vector registers, for matmul_*.cc only: a tile of
+// R rows by P panels of two registers each, whose sums live in registers.
 //
 // One rule makes results independent of the number of rows, of threads and of blocking: an output
 // element is one chain of multiply-adds over k = 0 .. K-1, from zero, to which the bias is added at
-// the end. (Between blocks of K the unfinished chain waits in y, exactly.) With int8 weights there
-// is such a chain for each 64 k, and a chain of theirs, each times its scale.
+// the end. (Between blocks of K the unfinished chain waits in y, exactly.)
 //
 // Few rows: the weights stream through once, panel after panel: one stream is read fastest.
 // More rows: x is copied once into blocks of rows, [K blocks][row blocks][word][rows]. Panel after
@@ -15,7 +14,7 @@
 //
 // A kind W of weights says:
 //   W::Lanes               registers of kLanes floats (Ymm, Zmm) and what can be done with them
-//   W::Stored              type of a stored weight; kType its DType
+//   W::Stored              type of a stored weight
 //   W::kStep               k in one 32-bit word of x: 1 float, or 2 bf16
 //   W::kMaxRows, kSide     rows of a tile; panels side by side for one row
 //   W::kDepth              K of a block of weights
@@ -24,7 +23,6 @@
 //   W::Words(x)            8 words of a row of x, as a __m256
 //   W::Word(x, n)          the word of n <= kStep values
 //   W::Store(values, out)  values[kStep][kPanel] in the order that Load reads
-//   W::Wide                int8 only: the kind to which many rows widen a block first
 
 #include <immintrin.h>
 
@@ -32,6 +30,7 @@
 
 #include "kernels/cpu/matmul_group.h"
 #include "kernels/cpu/number_format.h"
+#include "kernels/cpu/simd_avx2.h"
 #include "kernels/ops.h"
 
 namespace skein::kernels {
@@ -40,32 +39,11 @@ namespace {
 constexpr int64_t kMostRows = 384;                   // rows of x that go over one block of weights
 constexpr int64_t kInputBytes = int64_t{832} << 10;  // of x in the second cache
 
-// Eight columns of up to eight rows, transposed: v[k] holds column k.
-inline void Transpose(__m256 (&v)[8]) {
-  __m256 t[8], u[8];
-  for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {
-    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
-    v[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
-  }
-}
-
 // The weights of a tile: from its first panel's first k on.
 template <class W>
 struct Weights {
   const typename W::Stored* w = nullptr;
-  int64_t stride = 0;                // to the next panel
-  const uint16_t* scales = nullptr;  // int8: bf16, [group][kPanel]
-  int64_t scale_stride = 0;
+  int64_t stride = 0;  // to the next panel
   // Fetched meanwhile, so many bytes further for each word; null: nothing.
   const char* next = nullptr;
   int64_t next_step = 0;
@@ -76,16 +54,14 @@ class VectorKernel {
   using Lanes = typename W::Lanes;
   using Vec = typename Lanes::Vec;
   using Stored = typename W::Stored;
-  static constexpr bool kInt8 = W::kType == DType::kI8;
 
  public:
   static constexpr int64_t kPanel = 2 * Lanes::kLanes;
 
-  static int64_t PanelBytes(int64_t K) { return ScaleBytes(K) + Words(K) * kWordBytes; }
+  static int64_t PanelBytes(int64_t K) { return Words(K) * kWordBytes; }
 
   static void PackPanel(const PackParams& p, int64_t panel, char* out) {
-    auto* scales = reinterpret_cast<uint16_t*>(out);
-    auto* w = reinterpret_cast<Stored*>(out + ScaleBytes(p.K));
+    auto* w = reinterpret_cast<Stored*>(out);
     float values[kGroupSize][kPanel];
     for (int64_t k = 0; k < p.K; k += kGroupSize) {
       // One output after the other: rows of the source may lie a multiple of 4 KiB apart, where the
@@ -95,7 +71,6 @@ class VectorKernel {
         LoadSourceRow<kGroupSize>(p, panel * kPanel + j, k, row);
         for (int64_t i = 0; i < kGroupSize; ++i) values[i][j] = row[i];
       }
-      if constexpr (kInt8) QuantizeGroup(values, scales + k / kGroupSize * kPanel);
       for (int64_t i = 0; i < kGroupSize && k + i < p.K; i += W::kStep) {
         W::Store(values + i, w + (k + i) * kPanel);
       }
@@ -127,8 +102,6 @@ class VectorKernel {
     const auto* x = reinterpret_cast<const float*>(packed);
     if (Blocks(p.T) == 1) {
       FewRows(p, x, begin, end);
-    } else if constexpr (kInt8) {
-      WideRows(p, x, begin, end);
     } else {
       ManyRows(p, x, begin, end);
     }
@@ -152,22 +125,14 @@ class VectorKernel {
  private:
   static constexpr int64_t kWordBytes = kPanel * W::kStep * sizeof(Stored);
 
-  static int64_t ScaleBytes(int64_t K) {
-    return kInt8 ? CeilDiv(K, kGroupSize) * kPanel * int64_t{sizeof(uint16_t)} : 0;
-  }
-
   // The K of one block of weights.
   static int64_t Depth(int64_t T, int64_t K) { return Blocks(T) == 1 ? K : Least(W::kDepth, K); }
 
   static Weights<W> PanelOf(const MatmulParams& p, int64_t panel, int64_t k, int64_t ahead) {
     const int64_t bytes = PanelBytes(p.w.K);
     const char* base = static_cast<const char*>(p.w.data) + panel * bytes;
-    const auto* w = reinterpret_cast<const Stored*>(base + ScaleBytes(p.w.K)) + k * kPanel;
-    return {w,
-            bytes / int64_t{sizeof(Stored)},
-            reinterpret_cast<const uint16_t*>(base) + k / kGroupSize * kPanel,
-            bytes / int64_t{sizeof(uint16_t)},
-            reinterpret_cast<const char*>(w) + ahead,
+    const auto* w = reinterpret_cast<const Stored*>(base) + k * kPanel;
+    return {w, bytes / int64_t{sizeof(Stored)}, reinterpret_cast<const char*>(w) + ahead,
             kWordBytes};
   }
 
@@ -187,7 +152,7 @@ class VectorKernel {
       for (int64_t r = 0; r < CeilDiv(rows, 8) * 8; ++r) {
         v[r / 8][r % 8] = r < rows ? W::Words(x + r * stride + i * W::kStep) : _mm256_setzero_ps();
       }
-      for (int64_t g = 0; g * 8 < rows; ++g) Transpose(v[g]);
+      for (int64_t g = 0; g * 8 < rows; ++g) avx2::Transpose(v[g]);
       for (int64_t j = 0; j < 8; ++j) {
         for (int64_t g = 0; g * 8 < rows; ++g)
           _mm256_storeu_ps(to + (i + j) * rows + g * 8, v[g][j]);
@@ -204,7 +169,7 @@ class VectorKernel {
   // `words` steps of R rows by P panels. x is [words][R]. The sums live in registers inside the
   // loop, for which the compiler must see every index as a constant.
   template <int R, int P>
-  static inline void Multiply(const float* x, const Weights<W>& weights, int64_t k, int64_t words,
+  static inline void Multiply(const float* x, const Weights<W>& weights, int64_t words,
                               Vec (*sums)[R][2]) {
     Vec low_sums[P * R], high_sums[P * R];
 #pragma GCC unroll 16
@@ -212,8 +177,8 @@ class VectorKernel {
       low_sums[i] = sums[i / R][i % R][0];
       high_sums[i] = sums[i / R][i % R][1];
     }
-    const Stored* w = weights.w + k * kPanel;
-    const char* next = weights.next + Words(k) * weights.next_step;
+    const Stored* w = weights.w;
+    const char* next = weights.next;
     for (int64_t i = 0; i < words; ++i) {
 #pragma GCC unroll 8
       for (int q = 0; q < P; ++q) {
@@ -243,28 +208,6 @@ class VectorKernel {
     for (int i = 0; i < P * R; ++i) {
       sums[i / R][i % R][0] = low_sums[i];
       sums[i / R][i % R][1] = high_sums[i];
-    }
-  }
-
-  // The same for weights in groups, whose sums are scaled and added to `totals`.
-  template <int R, int P>
-  static inline void MultiplyGroups(const float* x, const Weights<W>& weights, int64_t depth,
-                                    Vec (*totals)[R][2]) {
-    for (int64_t k = 0; k < depth; k += kGroupSize) {
-      // The totals stay in memory: the registers are for the sums of the loop inside.
-      __asm__ volatile("" : : "r"(totals) : "memory");
-      Vec sums[P][R][2];
-      for (int i = 0; i < P * R * 2; ++i) sums[i / 2 / R][i / 2 % R][i % 2] = Lanes::Zero();
-      Multiply<R, P>(x + Words(k) * R, weights, k, Words(Least(kGroupSize, depth - k)), sums);
-      for (int q = 0; q < P; ++q) {
-        const uint16_t* scales =
-            weights.scales + q * weights.scale_stride + k / kGroupSize * kPanel;
-        for (int half = 0; half < 2; ++half) {
-          const Vec scale = Lanes::WidenBF16(scales + half * Lanes::kLanes);
-          for (int r = 0; r < R; ++r)
-            totals[q][r][half] = Lanes::MultiplyAdd(sums[q][r][half], scale, totals[q][r][half]);
-        }
-      }
     }
   }
 
@@ -320,11 +263,7 @@ class VectorKernel {
     } else {
       LoadTile<R, P, false>(p, row, o, sums);
     }
-    if (w.scales != nullptr) {
-      MultiplyGroups<R, P>(x, w, depth, sums);
-    } else {
-      Multiply<R, P>(x, w, 0, Words(depth), sums);
-    }
+    Multiply<R, P>(x, w, Words(depth), sums);
     if (full && (!last || (p.bias == nullptr && p.activation == Activation::kNone))) {
       StoreTile<R, P, true>(p, row, o, false, sums);
     } else {
@@ -346,14 +285,9 @@ class VectorKernel {
   static void Sweep(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
     constexpr int P = R == 1 ? W::kSide : 1;
     for (; begin + P <= end; begin += P)
-      Tile<R, P>(p, x, Scaled(PanelOf(p, begin, 0, kFarAhead)), 0, begin, 0, p.w.K);
+      Tile<R, P>(p, x, PanelOf(p, begin, 0, kFarAhead), 0, begin, 0, p.w.K);
     for (; begin < end; ++begin)
-      Tile<R, 1>(p, x, Scaled(PanelOf(p, begin, 0, kFarAhead)), 0, begin, 0, p.w.K);
-  }
-
-  static Weights<W> Scaled(Weights<W> w) {
-    if (!kInt8) w.scales = nullptr;
-    return w;
+      Tile<R, 1>(p, x, PanelOf(p, begin, 0, kFarAhead), 0, begin, 0, p.w.K);
   }
 
   template <int R = W::kMaxRows>
@@ -388,34 +322,8 @@ class VectorKernel {
               [&p](int64_t panel, int64_t first, int64_t last, int64_t k, int64_t depth,
                    const float* block) {
                 const int64_t ahead = Words(depth) * kWordBytes;
-                Column(p, block, Scaled(PanelOf(p, panel, k, ahead)), panel, first, last, k, depth);
+                Column(p, block, PanelOf(p, panel, k, ahead), panel, first, last, k, depth);
               });
-  }
-
-  // int8: a block of weights is widened once for all rows.
-  static void WideRows(const MatmulParams& p, const float* x, int64_t begin, int64_t end) {
-    using Wide = typename W::Wide;
-    alignas(64) typename Wide::Stored wide[W::kDepth * kPanel];
-    ForBlocks(p, x, begin, end,
-              [&](int64_t panel, int64_t first, int64_t last, int64_t k, int64_t depth,
-                  const float* block) {
-                const Weights<W> w = PanelOf(p, panel, k, Words(depth) * kWordBytes);
-                for (int64_t i = 0; i < depth; i += W::kStep)
-                  W::Widen(w.w + i * kPanel, wide + i * kPanel);
-                VectorKernel<Wide>::Column(p, block, {wide, 0, w.scales, 0, w.next, w.next_step},
-                                           panel, first, last, k, depth);
-              });
-  }
-
-  // values[k][j] become whole numbers, the scales of the panel's outputs bf16.
-  static void QuantizeGroup(float (*values)[kPanel], uint16_t* scales) {
-    for (int64_t j = 0; j < kPanel; ++j) {
-      float largest = 0;
-      for (int64_t k = 0; k < kGroupSize; ++k) largest = Larger(largest, values[k][j]);
-      scales[j] = ScaleOf(largest);
-      for (int64_t k = 0; k < kGroupSize; ++k)
-        values[k][j] = static_cast<float>(Quantize(values[k][j], FromBF16(scales[j])));
-    }
   }
 };
 

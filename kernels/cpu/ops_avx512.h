@@ -17,7 +17,7 @@ void Wkv7(const Wkv7Params& p, Stream& stream);
 void NormBonusGate(const NormBonusGateParams& p, Stream& stream);
 }  // namespace avx512
 
-// And AVX512-BF16, VBMI and VNNI: bf16 and int8 weights by dot products of pairs, W8A8 of fours.
+// And AVX512-BF16 and VNNI: bf16 and int8 weights by dot products of pairs, W8A8 of fours.
 namespace avx512bf16 {
 int64_t PackedBytes(int32_t O, int32_t K, DType dtype);
 void Pack(const PackParams& p, Stream& stream);

@@ -135,42 +135,56 @@ void FinalNorm(const FinalNormParams& p) {
   }
 }
 
+// 64 numbers or fewer made whole, with their unit.
+struct WholeNumbers {
+  int32_t q[kGroupSize];
+  float unit;
+};
+
+// As bits, among which NaN is above all numbers.
+uint32_t LargestOf(const float* x, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t size = BitsOf(x[i]) & 0x7fffffffu;
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}
+
+// As QuantizeInput (number_format.h) makes them, for W8A8.
+WholeNumbers EightBits(const float* x, int64_t depth) {
+  const Step8 step = StepOf(FloatOf(LargestOf(x, depth)));
+  WholeNumbers whole{{}, step.unit};
+  for (int64_t i = 0; i < depth && step.inverse != 0; ++i)
+    whole.q[i] = static_cast<int32_t>(std::nearbyint(x[i] * step.inverse));
+  return whole;
+}
+
+// As ToFixedPoint makes them, for int8 weights alone.
+WholeNumbers FixedPoint(const float* x, int64_t depth) {
+  const float largest = FromBF16(ToBF16(FloatOf(LargestOf(x, depth))));
+  if (!std::isfinite(largest)) return {{}, FloatOf(0x7fc00000u)};  // NaN
+  if (largest < std::ldexp(1.0f, -113)) return {{}, 0.0f};         // the unit would be a denormal
+  WholeNumbers whole{{}, std::ldexp(1.0f, std::ilogb(largest) - 13)};
+  for (int64_t i = 0; i < depth; ++i)
+    whole.q[i] = static_cast<int32_t>(std::nearbyint(FromBF16(ToBF16(x[i])) / whole.unit));
+  return whole;
+}
+
+// Exact sums of each 64 k, times their unit and their scale.
 template <typename S>
 S Int8Sum(const PackedMatrix& w, int64_t o, const float* x) {
   const auto* q = static_cast<const int8_t*>(w.data) + o * w.K;
   const char* scales = static_cast<const char*>(w.data) + ScalesAt(w.O, w.K);
   S sum = 0;
   for (int64_t begin = 0; begin < w.K; begin += kGroupSize) {
-    S group = 0;
-    for (int64_t k = begin; k < begin + kGroupSize && k < w.K; ++k) {
-      group += S(FromBF16(ToBF16(x[k]))) * S(q[k]);
-    }
-    sum += group * S(LoadElement(scales, DType::kBF16, o * Groups(w.K) + begin / kGroupSize));
-  }
-  return sum;
-}
-
-// x in 8 bits too: whole numbers, exact, for each 64 k.
-template <typename S>
-S Int8A8Sum(const PackedMatrix& w, int64_t o, const float* x) {
-  const auto* q = static_cast<const int8_t*>(w.data) + o * w.K;
-  const char* scales = static_cast<const char*>(w.data) + ScalesAt(w.O, w.K);
-  S sum = 0;
-  for (int64_t begin = 0; begin < w.K; begin += kGroupSize) {
-    const int64_t end = begin + kGroupSize < w.K ? begin + kGroupSize : w.K;
-    uint32_t largest = 0;  // as bits, among which NaN is above all numbers
-    for (int64_t k = begin; k < end; ++k) {
-      const uint32_t size = BitsOf(x[k]) & 0x7fffffffu;
-      largest = size > largest ? size : largest;
-    }
-    const Step8 step = StepOf(FloatOf(largest));
+    const int64_t depth = begin + kGroupSize < w.K ? kGroupSize : w.K - begin;
+    const WholeNumbers whole =
+        w.dtype == DType::kI8 ? FixedPoint(x + begin, depth) : EightBits(x + begin, depth);
     int32_t group = 0;
-    for (int64_t k = begin; k < end; ++k) {
-      const float whole = step.inverse == 0 ? 0.0f : std::nearbyint(x[k] * step.inverse);
-      group += static_cast<int32_t>(whole) * q[k];
-    }
+    for (int64_t i = 0; i < depth; ++i) group += whole.q[i] * q[begin + i];
     const S scale = S(LoadElement(scales, DType::kBF16, o * Groups(w.K) + begin / kGroupSize));
-    sum += S(group) * (S(step.unit) * scale);
+    sum += S(group) * (S(whole.unit) * scale);
   }
   return sum;
 }
@@ -191,9 +205,7 @@ void Matmul(const MatmulParams& p, int64_t begin, int64_t end) {
   for (int64_t t = 0; t < p.T; ++t) {
     const float* x = p.x + t * p.x_stride;
     for (int64_t o = begin; o < end; ++o) {
-      S sum = p.w.dtype == DType::kI8     ? Int8Sum<S>(p.w, o, x)
-              : p.w.dtype == DType::kI8A8 ? Int8A8Sum<S>(p.w, o, x)
-                                          : FloatSum<S>(p.w, o, x);
+      S sum = IsInt8(p.w.dtype) ? Int8Sum<S>(p.w, o, x) : FloatSum<S>(p.w, o, x);
       if (p.bias != nullptr) sum += S(p.bias[o]);
       p.y[t * p.y_stride + o] = static_cast<float>(Activate(sum, p.activation));
     }

@@ -95,7 +95,7 @@ bool HasAvx512() {
 }
 
 bool HasAvx512BF16() {
-  return HasAvx512() && HasAll(Cpuid(7).ecx, bit_AVX512VBMI | bit_AVX512VNNI) &&
+  return HasAvx512() && HasAll(Cpuid(7).ecx, bit_AVX512VNNI) &&
          HasAll(Cpuid(7, 1).eax, bit_AVX512BF16);
 }
 
@@ -119,7 +119,7 @@ const std::vector<Tier>& AllTiers() {
       {"plain", "nothing", HasPlain, PlainOps},
       {"avx2", "AVX2, FMA and F16C", HasAvx2, Avx2Ops},
       {"avx512", "AVX-512 F, BW, DQ and VL", HasAvx512, Avx512Ops},
-      {"avx512bf16", "AVX-512 F, BW, DQ, VL, VBMI, VNNI and BF16", HasAvx512BF16, Avx512BF16Ops},
+      {"avx512bf16", "AVX-512 F, BW, DQ, VL, VNNI and BF16", HasAvx512BF16, Avx512BF16Ops},
       {"amx", "AMX tiles, bf16 and int8, AVX-512 BF16, and the system's permission", HasAmx,
        AmxOps},
   };

@@ -131,12 +131,11 @@ struct Shape {
 
 // y = act(x w + bias), rows 3 apart from one another.
 Floats Multiply(const OpTable& ops, const Shape& s, DType dtype, Activation activation, int first,
-                int rows, Stream& stream, bool fixed_point = false) {
+                int rows, Stream& stream) {
   std::mt19937 rng(s.T * 100 + s.O);
   const Floats w = RandomFloats(int64_t{s.O} * s.K, rng, 1.0f / std::sqrt(s.K));
-  Floats x = RandomFloats(int64_t{s.T} * s.K, rng);
+  const Floats x = RandomFloats(int64_t{s.T} * s.K, rng);
   const Floats bias = RandomFloats(s.O, rng);
-  if (fixed_point) RoundToFixedPoint(&x, s.T, s.K, s.K);
   const Packed packed(ops, w, s.O, s.K, dtype, stream);
   Floats y(int64_t{rows} * (s.O + 3));
   MatmulParams p;
@@ -175,8 +174,7 @@ TEST(MatmulTiles, EqualsTheDoubleLoopAndRowsDoNotDependOnOneAnother) {
           s.O % 64 == 0 ? Activation::kNone : static_cast<Activation>(activation++ % 4);
       const std::string what = "T " + std::to_string(s.T) + " K " + std::to_string(s.K);
       const Floats got = Multiply(EmulatedOps(), s, dtype, act, 0, s.T, stream);
-      ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream, dtype == DType::kI8),
-                  1e-5, what);
+      ExpectClose(got, Multiply(reference, s, dtype, act, 0, s.T, stream), 1e-5, what);
       for (const auto& [first, rows] : {std::pair(s.T - 1, 1), std::pair(s.T / 2, s.T - s.T / 2)}) {
         const Floats part = Multiply(EmulatedOps(), s, dtype, act, first, rows, stream);
         Floats want(part.size());

@@ -89,25 +89,6 @@ inline void ExpectSameBits(const Floats& got, const Floats& want, const std::str
   }
 }
 
-// What the AMX tier makes of x before it multiplies int8 weights (matmul_int8_tiles.h): in each 64
-// k of a row, whole multiples of the power of two that is 2^13 below the largest.
-inline void RoundToFixedPoint(Floats* x, int rows, int K, int stride) {
-  for (int r = 0; r < rows; ++r) {
-    for (int begin = 0; begin < K; begin += 64) {
-      float* group = x->get() + int64_t{r} * stride + begin;
-      const int depth = std::min(64, K - begin);
-      float largest = 0;
-      for (int i = 0; i < depth; ++i) {
-        group[i] = FromBF16(ToBF16(group[i]));
-        largest = std::max(largest, std::abs(group[i]));
-      }
-      if (largest == 0) continue;
-      const float unit = std::ldexp(1.0f, std::ilogb(largest) - 13);
-      for (int i = 0; i < depth; ++i) group[i] = std::nearbyint(group[i] / unit) * unit;
-    }
-  }
-}
-
 // The ragged batch of rows with these lengths; row r uses slot slot_of[r].
 class RaggedCase {
  public:
