@@ -8,8 +8,8 @@ Every program runs in turn, `rounds` times over, and the best round's median cou
 of prefill and of decode steps of B rows, the floor, the ratios, and how they stand against the targets (targets.py);
 fails when logits do not agree. The floor is the slower of the bytes that must move at the read bandwidth and the products
 at the ceiling, both measured in the same run; the ceiling is the better of Skein's blocked loop, whose operands lie in
-the second cache (bench/blocked_products.h), and LibTorch's matrix product (torch_gemm.py). Beside it, for one row, what
-the widening of the weights allows when they lie in a cache (bench/conversion.h). `--tier` forces Skein to a lower
+the second cache (bench/blocked_products.h), and LibTorch's matrix product (torch_gemm.py). For one row it also says how
+fast the tier's product takes weights that lie in a cache (bench/cached_product.h). `--tier` forces Skein to a lower
 instruction set, LibTorch with it (and so the rwkv package), beside a llama.cpp that was built for it (setup.sh TIER).
 """
 
@@ -163,23 +163,17 @@ def ceilings_of(results, libtorch, tier):
         theirs = "fp32" if kind == "fp32" or tier in ("plain", "avx2", "avx512") else "bf16"
         best["libtorch_flops"] = max(f[theirs] for f in libtorch)
         best["flops"] = max(best["cache_flops"], best["libtorch_flops"])
-        # By the tier's own product, or by the plainest loop if that is faster.
-        best["conversion_bytes_per_second"] = max(best["cached_product_bytes_per_second"],
-                                                  best["widening_bytes_per_second"])
         ceilings[name] = best
     return ceilings
 
 
 def add_floors(cells, ceilings):
-    """Tokens per second at the ceilings; for one row also where its weights cannot be widened faster."""
+    """Tokens per second at the ceilings."""
     for name, _, _ in SKEIN:
         best = ceilings[name]
         for cell in cells[name].values():
             cell["floor"] = cell["tokens"] / max(cell["bytes"] / best["read_bytes_per_second"],
                                                  cell["flops"] / best["flops"])
-        one = cells[name]["B1"]
-        slower = min(best["read_bytes_per_second"], best["conversion_bytes_per_second"])
-        one["conversion_floor"] = one["tokens"] / max(one["bytes"] / slower, one["flops"] / best["flops"])
 
 
 def row(name, values, form):
@@ -206,8 +200,6 @@ def table(cells, errors, machine):
     for (name, kind, _), (theirs, _, _) in zip(SKEIN, (*LLAMA_CPP, LLAMA_CPP[-1])):
         lines.append(row(f"floor, {kind}", speeds(name, "floor"), "{:.0f}") + " |")
         lines.append(row(f"{name} / floor", ratio(speeds(name), speeds(name, "floor")), "{:.2f}") + " |")
-        lines.append(row(f"{name} / floor or widening",
-                         ratio(speeds(name), speeds(name, "conversion_floor")), "{:.2f}") + " |")
         lines.append(row(f"{name} / {theirs}", ratio(speeds(name), speeds(theirs)), "{:.2f}") + " |")
         lines.append(row(f"{name} / rwkv package, its best type", ratio(speeds(name), package), "{:.2f}") + " |")
         cost = 16 * cells[name]["B1"]["tokens_per_second"] / cells[name]["B16"]["tokens_per_second"]
@@ -239,8 +231,7 @@ def describe(tier, threads, ceilings):
 
     return (f"{figures.processor()}, {threads} threads, Skein tier {tier}, load {os.getloadavg()[0]:.1f}, "
             f"`{shlex.join(sys.argv)}`. Read, GB/s: {each('read_bytes_per_second')}. One row's product with weights in a "
-            f"cache, GB/s: {each('cached_product_bytes_per_second')} (the plainest loop that widens int8: "
-            f"{ceilings['Skein int8']['widening_bytes_per_second'] / 1e9:.0f}). Products in GFLOP/s, blocked from the second cache: "
+            f"cache, GB/s: {each('cached_product_bytes_per_second')}. Products in GFLOP/s, blocked from the second cache: "
             f"{each('cache_flops')}; LibTorch's: {each('libtorch_flops')}; in registers: {each('register_flops')}. Random "
             "RWKV-7 L12 C768 V65536 F3072; llama.cpp without its AMX kernels, which crash on such a model.")
 

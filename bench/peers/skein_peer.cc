@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "bench/blocked_products.h"
+#include "bench/cached_product.h"
 #include "bench/ceilings.h"
-#include "bench/conversion.h"
 #include "bench/weights.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
@@ -51,10 +51,7 @@ class Peer {
                  {"register_flops", bench::PeakFlops(*stream_, tier, weights)},
                  {"cache_flops", bench::BlockedFlops(device, *stream_, weights)},
                  {"cached_product_bytes_per_second",
-                  bench::CachedProductBandwidth(device, *stream_, weights)},
-                 // Of int8 alone: other weights have no plain loop.
-                 {"widening_bytes_per_second",
-                  weights == kernels::DType::kI8 ? bench::WideningBandwidth(device, *stream_) : 0}};
+                  bench::CachedProductBandwidth(device, *stream_, weights)}};
   }
 
   absl::Status WriteLogits() {

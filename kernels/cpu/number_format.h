@@ -53,10 +53,10 @@ inline float FromF16(uint16_t h) {
 // int8 weights are symmetric, with one scale for each output and kGroupSize inputs: w = q * scale.
 constexpr int64_t kGroupSize = 64;
 
-// |x| when it is above `least`; NaN stays.
+// |x| when it is above `least`; of NaN, which stays, either.
 inline float Larger(float least, float x) {
   const float size = FloatOf(BitsOf(x) & 0x7fffffffu);
-  return size <= least ? least : size;
+  return size <= least || least != least ? least : size;
 }
 
 // The scale, as bf16 and not below largest / 127, so that no number lies beyond +-127. Infinity and

@@ -284,6 +284,35 @@ TEST_P(MatmulTest, KeepsNaNAndInfinity) {
   }
 }
 
+// Wherever it lies among the 64 that share a scale.
+TEST_P(MatmulTest, AWeightThatIsNoNumberSpoilsItsOutput) {
+  const OpTable& ops = GetParam()->ops();
+  TestStream stream(1);
+  std::mt19937 rng(2);
+  const int O = 3, K = 100;
+  const Floats x = RandomFloats(K, rng);
+  for (DType dtype : kTypes) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      for (int k : {0, 40, 63, 64, 99}) {
+        Floats w = RandomFloats(O * K, rng), y(O);
+        w[K + k] = bad;
+        const Packed packed(ops, w, O, K, dtype, stream);
+        MatmulParams p;
+        p.x = x.get();
+        p.x_stride = K;
+        p.T = 1;
+        p.w = packed.view();
+        p.y = y.get();
+        p.y_stride = O;
+        ops.matmul(&p, 1, stream);
+        EXPECT_TRUE(std::isfinite(y[0]) && std::isfinite(y[2]));
+        EXPECT_FALSE(std::isfinite(y[1])) << bad << " at " << k;
+      }
+    }
+  }
+}
+
 TEST(NumberFormat, BF16RoundsToNearestEven) {
   EXPECT_EQ(ToBF16(1.0f), 0x3f80);
   EXPECT_EQ(ToBF16(FloatOf(0x3f808000u)), 0x3f80);  // tie: even

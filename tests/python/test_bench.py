@@ -74,7 +74,7 @@ def cells_of_peers(prefill):
     """Skein at 0.9 of every floor and twice as fast as its peers, but for bf16's prefill."""
     def cells(scale):
         speeds = {"prefill": 6000, "B1": 100, "B4": 390, "B8": 760, "B16": 1400, "B32": 2500}
-        return {cell: {"tokens_per_second": speed * scale, "floor": speed / 0.9, "conversion_floor": speed / 0.9}
+        return {cell: {"tokens_per_second": speed * scale, "floor": speed / 0.9}
                 for cell, speed in speeds.items()}
 
     found = {f"Skein {kind}": cells(2 if kind.startswith("int8") else 1) for kind in targets.KINDS}
