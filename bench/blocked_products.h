@@ -5,7 +5,7 @@
 //
 // A thread's x (96 KiB) and w (8 panels of 16 KiB) lie in its second cache. A panel of w comes into
 // the first cache and all tiles of x go over it; sums begin at zero in registers and are stored.
-// Every 32 bits of x and w hold one fp32, two bf16 or four int8 of k.
+// Every 32 bits of x and w hold one fp32, two bf16 or 16-bit numbers, or four int8 of k.
 
 #include <immintrin.h>
 
@@ -46,9 +46,21 @@ void ForEachTile(const BlockedMemory& m, int64_t rounds) {
   sink += static_cast<uint64_t>(m.sums()[0]);
 }
 
-// 6 rows by 16 outputs, 256 k. A step's 6 values of x lie side by side, so do its 16 of w.
-__attribute__((target("avx2,fma"))) inline void MultiplyFma256(const char* x_tile,
-                                                               const char* panel, float* sums) {
+enum class Lanes { kFloat, kWords, kWordDots, kPairs, kFours };  // what 32 bits hold
+
+template <Lanes kLanes>
+__attribute__((target("avx2,fma"), always_inline)) inline __m256 MultiplyAdd256(__m256 sum,
+                                                                                __m256 x,
+                                                                                __m256 w) {
+  if constexpr (kLanes == Lanes::kFloat) return _mm256_fmadd_ps(x, w, sum);
+  return _mm256_castsi256_ps(_mm256_add_epi32(
+      _mm256_castps_si256(sum), _mm256_madd_epi16(_mm256_castps_si256(x), _mm256_castps_si256(w))));
+}
+
+// 6 rows by 16 outputs, 256 steps. A step's 6 values of x lie side by side, so do its 16 of w.
+template <Lanes kLanes>
+__attribute__((target("avx2,fma"))) inline void Multiply256(const char* x_tile, const char* panel,
+                                                            float* sums) {
   constexpr int kRows = 6, kSteps = BlockedMemory::kPanelBytes / 64;
   const auto* x = reinterpret_cast<const float*>(x_tile);
   const auto* w = reinterpret_cast<const float*>(panel);
@@ -58,8 +70,8 @@ __attribute__((target("avx2,fma"))) inline void MultiplyFma256(const char* x_til
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const __m256 value = _mm256_broadcast_ss(x + r);
-      acc[r][0] = _mm256_fmadd_ps(value, w0, acc[r][0]);
-      acc[r][1] = _mm256_fmadd_ps(value, w1, acc[r][1]);
+      acc[r][0] = MultiplyAdd256<kLanes>(acc[r][0], value, w0);
+      acc[r][1] = MultiplyAdd256<kLanes>(acc[r][1], value, w1);
     }
   }
 #pragma GCC unroll 6
@@ -69,8 +81,6 @@ __attribute__((target("avx2,fma"))) inline void MultiplyFma256(const char* x_til
   }
 }
 
-enum class Lanes { kFloat, kPairs, kFours };  // what 32 bits hold
-
 template <Lanes kLanes>
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"),
                always_inline)) inline __m512
@@ -78,8 +88,13 @@ MultiplyAdd512(__m512 sum, __m512 x, __m512 w) {
   if constexpr (kLanes == Lanes::kFloat) return _mm512_fmadd_ps(x, w, sum);
   if constexpr (kLanes == Lanes::kPairs)
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
-  return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(x),
-                                                 _mm512_castps_si512(w)));
+  const __m512i sums = _mm512_castps_si512(sum), a = _mm512_castps_si512(x),
+                b = _mm512_castps_si512(w);
+  if constexpr (kLanes == Lanes::kWords)
+    return _mm512_castsi512_ps(_mm512_add_epi32(sums, _mm512_madd_epi16(a, b)));
+  if constexpr (kLanes == Lanes::kWordDots)
+    return _mm512_castsi512_ps(_mm512_dpwssd_epi32(sums, a, b));
+  return _mm512_castsi512_ps(_mm512_dpbusd_epi32(sums, a, b));
 }
 
 // 12 rows by 32 outputs, 128 steps of k. The compiler itself makes no instructions of BF16 or VNNI
@@ -161,16 +176,22 @@ constexpr double BlockedOperations(double rows, double outputs, double k) {
 // is given here: each row of x is two rows of int8 tiles.
 inline BlockedProduct BlockedProductOf(const std::string& tier, kernels::DType weights) {
   using kernels::DType;
+  if (tier == "avx2" && kernels::IsInt8(weights))
+    return {ForEachTile<6144, 96, Multiply256<Lanes::kWords>>, BlockedOperations(96, 16, 512)};
   if (tier == "plain" || tier == "avx2")
-    return {ForEachTile<6144, 96, MultiplyFma256>, BlockedOperations(96, 16, 256)};
+    return {ForEachTile<6144, 96, Multiply256<Lanes::kFloat>>, BlockedOperations(96, 16, 256)};
   if (tier == "amx" && weights == DType::kI8A8)
     return {TilesOnce<true>, BlockedOperations(192, 32, 512)};
   if (tier == "amx" && weights != DType::kF32)
     return {TilesOnce<false>, BlockedOperations(192, 32, 256)};
   if (tier == "avx512bf16" && weights == DType::kI8A8)
     return {ForEachTile<6144, 384, Multiply512<Lanes::kFours>>, BlockedOperations(192, 32, 512)};
+  if (tier == "avx512bf16" && weights == DType::kI8)
+    return {ForEachTile<6144, 384, Multiply512<Lanes::kWordDots>>, BlockedOperations(192, 32, 256)};
   if (tier == "avx512bf16" && weights != DType::kF32)
     return {ForEachTile<6144, 384, Multiply512<Lanes::kPairs>>, BlockedOperations(192, 32, 256)};
+  if (kernels::IsInt8(weights))
+    return {ForEachTile<6144, 384, Multiply512<Lanes::kWords>>, BlockedOperations(192, 32, 256)};
   return {ForEachTile<6144, 384, Multiply512<Lanes::kFloat>>, BlockedOperations(192, 32, 128)};
 }
 

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -336,7 +337,7 @@ uint32_t Hash(const float* data, int64_t n) {
 
 struct Ceilings {
   double memory = 0, cache = 0, flops = 0;
-  double dot_flops[2] = {};  // with x in bf16, in 8 bits
+  std::map<DType, double> dot_flops;  // of products with such weights
 };
 
 // Of what each case computes, one after the other: before any is timed, since some change what
@@ -354,9 +355,8 @@ nlohmann::json MeasureCase(const Case& c, int T, const Ceilings& top, uint32_t h
   int layer = 0;
   const Timing t = Measure(0.05, [&] { c.run(layer++ % kL); });
   const double moved = c.memory_bytes / top.memory + c.cache_bytes / top.cache;
-  const double peak = c.weights.has_value() && *c.weights != DType::kF32
-                          ? top.dot_flops[*c.weights == DType::kI8A8]
-                          : top.flops;
+  const double peak =
+      c.weights.has_value() && *c.weights != DType::kF32 ? top.dot_flops.at(*c.weights) : top.flops;
   const double floor = std::max(moved, peak > 0 ? c.flops / peak : 0);
   const double gigabytes = (c.memory_bytes + c.cache_bytes) / t.median / 1e9,
                gigaflops = c.flops / t.median / 1e9;
@@ -445,20 +445,22 @@ int Main(int argc, char** argv) {
   top.memory = ReadBandwidth(*device, *stream, int64_t{256} << 20);
   top.cache = ReadBandwidth(*device, *stream, int64_t{512} << 10);
   top.flops = PeakFlops(*stream, device->info().tier);
-  top.dot_flops[0] = PeakFlops(*stream, device->info().tier, DType::kBF16);
-  top.dot_flops[1] = PeakFlops(*stream, device->info().tier, DType::kI8A8);
+  for (const DType dtype : {DType::kBF16, DType::kI8, DType::kI8A8})
+    top.dot_flops[dtype] = PeakFlops(*stream, device->info().tier, dtype);
   std::printf(
       "tier %s, %d threads; read %.1f GB/s from memory, %.1f GB/s from cache; fp32 peak %.1f, "
-      "for bf16 %.1f, for 8 bits %.1f GFLOP/s\n",
+      "for bf16 %.1f, for int8 %.1f, for int8a8 %.1f GFLOP/s\n",
       device->info().tier.c_str(), device->info().threads, top.memory / 1e9, top.cache / 1e9,
-      top.flops / 1e9, top.dot_flops[0] / 1e9, top.dot_flops[1] / 1e9);
+      top.flops / 1e9, top.dot_flops[DType::kBF16] / 1e9, top.dot_flops[DType::kI8] / 1e9,
+      top.dot_flops[DType::kI8A8] / 1e9);
   nlohmann::json report = {{"tier", device->info().tier},
                            {"threads", device->info().threads},
                            {"memory_gb_per_s", top.memory / 1e9},
                            {"cache_gb_per_s", top.cache / 1e9},
                            {"peak_gflop_per_s", top.flops / 1e9},
-                           {"bf16_peak_gflop_per_s", top.dot_flops[0] / 1e9},
-                           {"int8a8_peak_gflop_per_s", top.dot_flops[1] / 1e9}};
+                           {"bf16_peak_gflop_per_s", top.dot_flops[DType::kBF16] / 1e9},
+                           {"int8_peak_gflop_per_s", top.dot_flops[DType::kI8] / 1e9},
+                           {"int8a8_peak_gflop_per_s", top.dot_flops[DType::kI8A8] / 1e9}};
   for (DType dtype : options.types) {
     const char* name = NameOfWeights(dtype);
     std::printf(
