@@ -22,6 +22,10 @@ struct Batch {
   double weight_sum = 0;
 };
 
+struct LossDenominators {
+  double weights = 1, rows = 1;  // of all batches of an optimizer step
+};
+
 // One row: tokens[0..T] (T + 1 of them, or fewer: the rest is padded and ignored) and the loss
 // weight of each.
 struct Row {

@@ -22,10 +22,6 @@ struct Evaluation {
 Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
                     const std::vector<Batch>& batches, DataParallel* processes);
 
-struct LossDenominators {
-  double weights = 1, rows = 1;  // of all batches of an optimizer step
-};
-
 // The training loss of one batch (its share, when there are several), and its weighted sum of
 // cross-entropies.
 std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch,

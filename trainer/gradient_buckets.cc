@@ -1,30 +1,13 @@
 #include "trainer/gradient_buckets.h"
 
 #include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <functional>
 #include <utility>
 
 #include "engine/base/check.h"
 
 namespace skein::trainer {
-namespace {
-
-// What autograd calls when it has added to a leaf's gradient.
-class Hook final : public torch::autograd::PostAccumulateGradHook {
- public:
-  explicit Hook(std::function<void()> call) : call_(std::move(call)) {}
-  void operator()(const torch::autograd::Variable&) override { call_(); }
-
- private:
-  const std::function<void()> call_;
-};
-
-}  // namespace
-
 GradientBuckets::GradientBuckets(Parameters* parameters, DataParallel* processes, int64_t bucket)
     : parameters_(parameters), processes_(processes) {
   if (processes->size() == 1) return;
@@ -39,8 +22,6 @@ GradientBuckets::GradientBuckets(Parameters* parameters, DataParallel* processes
     const int64_t last = (p.offset + p.elements() - 1) / bucket;
     for (int64_t b = p.offset / bucket; b <= last; ++b)
       buckets_[static_cast<size_t>(b)].members.push_back(i);
-    torch::autograd::impl::set_post_acc_grad_hooks(
-        p.leaf, std::make_unique<Hook>([this, i] { OnGradient(i); }));
   }
   for (Bucket& b : buckets_) b.first = b.members.front();
   std::stable_sort(buckets_.begin(), buckets_.end(),

@@ -2,7 +2,7 @@
 // The sum of all processes' gradients, begun while the backward pass still goes on.
 //
 // The flat gradient (parameters.h) is cut into buckets of equal size. A bucket is ready when
-// autograd has added the last gradient of the parameters that reach into it. That happens from the
+// the gradients of the parameters that reach into it are complete. That happens from the
 // head down to the embedding, so buckets are sent in the order of their first parameter in the
 // model, last one first. All processes must send alike: one that is ready early waits for its turn,
 // and the order and the cuts depend on nothing but the model.
@@ -21,13 +21,15 @@ class GradientBuckets {
  public:
   static constexpr int64_t kBucket = 1 << 20;  // floats
 
-  // Both outlive the buckets, and no backward pass runs after them. One process: nothing happens.
+  // Both outlive the buckets. One process: nothing happens.
   GradientBuckets(Parameters* parameters, DataParallel* processes, int64_t bucket = kBucket);
   GradientBuckets(const GradientBuckets&) = delete;
   GradientBuckets& operator=(const GradientBuckets&) = delete;
 
   // Before the backward pass that completes the gradient: from here on buckets are sent.
   void Begin();
+  // The pass has completed the gradient of this parameter, by its place in the model.
+  void OnGradient(int parameter);
   // Sends what is left and waits: then parameters->gradient() holds the sum, in every process.
   // Without Begin (the pass was given up, the gradient is worth nothing): the others get their sums
   // all the same.
@@ -40,7 +42,6 @@ class GradientBuckets {
     std::vector<int> members;  // parameters
     size_t missing = 0;        // of them, in this pass
   };
-  void OnGradient(int parameter);
   void SendReady();
   void Send(const Bucket& bucket);
 

@@ -217,7 +217,7 @@ std::string TrainingRun::AccumulateGradient(StepLine* line) {
     options.first_sample = first_sample(i);
     if (i + 1 == parts) gradients_->Begin();
     sum += shards_->Backward(batches[static_cast<size_t>(i)], options, config_.train.l2wrap,
-                             {weights, labels});
+                             {weights, labels}, [this](int i) { gradients_->OnGradient(i); });
   }
   shards_->SumGradients();
   gradients_->Finish();

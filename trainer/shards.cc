@@ -34,6 +34,7 @@ Shards::Shards(Rwkv7* model, int64_t count) : models_{model} {
     twins_.push_back(model->Twin());
     models_.push_back(twins_.back().get());
   }
+  for (Rwkv7* shard : models_) steps_.push_back(std::make_unique<Rwkv7Step>(shard));
 }
 
 std::vector<Batch> Shards::Get(const BatchSource& source, int64_t first, int64_t rows) const {
@@ -45,16 +46,17 @@ std::vector<Batch> Shards::Get(const BatchSource& source, int64_t first, int64_t
 }
 
 double Shards::Backward(const std::vector<Batch>& parts, const ForwardOptions& options,
-                        double l2wrap, const LossDenominators& denominators) {
+                        double l2wrap, const LossDenominators& denominators,
+                        const std::function<void(int)>& done) {
   SKEIN_CHECK(static_cast<int64_t>(parts.size()) == count());
   std::vector<double> sums(parts.size());
-  std::vector<ForwardOptions> own(parts.size(), options);
   const auto run = [&](size_t i) {
-    own[i].first_sample += static_cast<int64_t>(i) * parts[i].tokens.size(0);
-    const auto [loss, sum] = BatchLoss(*models_[i], parts[i], own[i], l2wrap, denominators);
-    const double value = loss.item<double>();
-    sums[i] = std::isfinite(value) ? sum : value;
-    if (std::isfinite(value)) loss.backward();
+    ForwardOptions own = options;
+    own.first_sample += static_cast<int64_t>(i) * parts[i].tokens.size(0);
+    const Rwkv7Step::Loss loss = count() == 1
+                                     ? steps_[i]->Run(parts[i], own, l2wrap, denominators, done)
+                                     : steps_[i]->Run(parts[i], own, l2wrap, denominators);
+    sums[i] = std::isfinite(loss.value) ? loss.cross_entropy_sum : loss.value;
   };
   RunShards(count(), [&](int64_t i) { run(static_cast<size_t>(i)); });
   double total = 0;

@@ -2,7 +2,7 @@
 // Threads that share a micro-batch by its samples: each takes a shard through the whole model,
 // forward and backward, with a gradient of its own, and the gradients are added at the end of the
 // step. Against threads that share every operator there is one meeting a step instead of some
-// hundred, autograd runs on all of them, and what a thread reads it has mostly written itself.
+// hundred, and what a thread reads it has mostly written itself.
 
 #include <cstdint>
 #include <functional>
@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "trainer/batches.h"
-#include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
+#include "trainer/models/rwkv7_step.h"
 
 namespace skein::trainer {
 
@@ -36,15 +36,19 @@ class Shards {
 
   // Adds the gradient of these parts, each to its shard's. Returns the weighted sum of their
   // cross-entropies; where a loss is not finite, so is the sum, and the gradient is worth nothing.
-  double Backward(const std::vector<Batch>& parts, const ForwardOptions& options, double l2wrap,
-                  const LossDenominators& denominators);
+  // done(i): the gradient of parameter i is complete; a single shard says that while the pass goes
+  // on, several do not.
+  double Backward(
+      const std::vector<Batch>& parts, const ForwardOptions& options, double l2wrap,
+      const LossDenominators& denominators, const std::function<void(int)>& done = [](int) {});
 
   // Moves the gradients of all shards into the model's.
   void SumGradients();
 
  private:
-  std::vector<std::unique_ptr<Rwkv7>> twins_;  // of the shards behind the first
-  std::vector<Rwkv7*> models_;                 // the first shard's is the model itself
+  std::vector<std::unique_ptr<Rwkv7>> twins_;      // of the shards behind the first
+  std::vector<Rwkv7*> models_;                     // the first shard's is the model itself
+  std::vector<std::unique_ptr<Rwkv7Step>> steps_;  // of each
 };
 
 }  // namespace skein::trainer

@@ -36,8 +36,9 @@ struct Prepare {
   void Forward();
 };
 struct PrepareGrad {
-  at::Tensor d_k, d_v, d_a_raw, d_v_raw, d_v_first;  // d_v is d_v_out itself in layer 0
-  at::Tensor weights, partial;                       // weights [2, C]: k_k, k_a
+  // Those of v are left alone in layer 0, where the gradient of v is d_v_out.
+  at::Tensor d_k, d_a_raw, d_v, d_v_raw, d_v_first;
+  at::Tensor weights, partial;  // weights [2, C]: k_k, k_a
   void Backward(const Prepare& op, const at::Tensor& d_k_out, const at::Tensor& d_v_out,
                 const at::Tensor& d_a, const at::Tensor& d_b);
 };

@@ -95,8 +95,10 @@ class PrepareFunction : public torch::autograd::Function<PrepareFunction> {
     for (at::Tensor& grad : grads) grad = grad.contiguous();
     operators::PrepareGrad d;
     d.Backward(op, grads[0], grads[1], grads[2], grads[3]);
-    return {d.d_k,       d.d_v,        d.d_a_raw,    d.d_v_raw,
-            d.d_v_first, d.weights[0], d.weights[1], at::Tensor()};
+    return {d.d_k,        op.v_raw.defined() ? d.d_v : grads[1],
+            d.d_a_raw,    d.d_v_raw,
+            d.d_v_first,  d.weights[0],
+            d.weights[1], at::Tensor()};
   }
 };
 
@@ -123,8 +125,6 @@ void operators::PrepareGrad::Backward(const Prepare& op, const at::Tensor& d_k_o
   for (at::Tensor* t : {&d_k, &d_a_raw}) Size(t, op.k.sizes(), op.k.options());
   if (op.v_raw.defined()) {
     for (at::Tensor* t : {&d_v, &d_v_raw, &d_v_first}) Size(t, op.k.sizes(), op.k.options());
-  } else {
-    d_v = d_v_out;
   }
   DispatchReal(op.k, "prepare",
                [&]<class Real>() { RunGrad<Real>(op, d_k_out, d_v_out, d_a, d_b, this); });

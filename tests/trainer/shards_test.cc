@@ -10,28 +10,14 @@
 #include <thread>
 #include <vector>
 
+#include "tests/trainer/small_model.h"
+
 namespace skein::trainer {
 namespace {
 
 constexpr int64_t kRows = 6, kTokens = 20;
 
-// Row n is made of n alone. One of its labels does not count, and one counts half.
-class Source final : public BatchSource {
- public:
-  Batch Get(int64_t first, int64_t B) const override {
-    std::vector<Row> rows;
-    for (int64_t b = 0; b < B; ++b) {
-      Row row;
-      for (int64_t t = 0; t <= kTokens; ++t)
-        row.tokens.push_back(static_cast<int32_t>(1 + (first + b) * 31 + t * t * 7) % 200 + 1);
-      row.weights.assign(row.tokens.size(), 1.0f);
-      row.weights[3 + (first + b) % 5] = 0;
-      row.weights[9] = 0.5f;
-      rows.push_back(row);
-    }
-    return MakeBatch(rows, kTokens, true);
-  }
-};
+const SmallSource kSource(kTokens);
 
 struct Outcome {
   double loss;
@@ -39,26 +25,20 @@ struct Outcome {
 };
 
 Outcome Accumulate(int64_t count, int64_t first, double dropout) {
-  ModelOptions options;
-  options.layers = 2;
-  options.width = 32;
-  options.head_size = 16;
-  Rwkv7 model(Rwkv7::Sizes(options, 257), false);
-  model.Initialize(5);
-  model.parameters().master().add_(0.01);  // the initial zeros hide gradients
-  Shards shards(&model, count);
+  const auto model = SmallModel(2);
+  Shards shards(model.get(), count);
   ForwardOptions forward;
   forward.dropout = dropout;
   forward.dropout_seed = 7;
   forward.first_sample = first;
   const double labels = kRows * (kTokens - 1.0), weights = labels - kRows * 0.5;
-  const std::vector<Batch> parts = shards.Get(Source(), first, kRows);
+  const std::vector<Batch> parts = shards.Get(kSource, first, kRows);
   EXPECT_EQ(static_cast<int64_t>(parts.size()), count);
   double loss = 0;
   for (int part = 0; part < 2; ++part)  // gradients add up over micro-batches
     loss += shards.Backward(parts, forward, 1e-4, {weights, labels});
   shards.SumGradients();
-  return {loss, model.parameters().gradient().clone()};
+  return {loss, model->parameters().gradient().clone()};
 }
 
 class ShardsTest : public testing::Test {
@@ -89,19 +69,14 @@ TEST_F(ShardsTest, TheSameBitsEveryTime) {
 }
 
 TEST_F(ShardsTest, ASecondSumFindsNothingLeft) {
-  ModelOptions options;
-  options.layers = 1;
-  options.width = 32;
-  options.head_size = 16;
-  Rwkv7 model(Rwkv7::Sizes(options, 257), false);
-  model.Initialize(5);
-  Shards shards(&model, 2);
-  shards.Backward(shards.Get(Source(), 0, kRows), {}, 0, {100, 100});
+  const auto model = SmallModel(1);
+  Shards shards(model.get(), 2);
+  shards.Backward(shards.Get(kSource, 0, kRows), {}, 0, {100, 100});
   shards.SumGradients();
-  const at::Tensor sum = model.parameters().gradient().clone();
+  const at::Tensor sum = model->parameters().gradient().clone();
   EXPECT_GT(sum.norm().item<double>(), 0);
   shards.SumGradients();
-  EXPECT_TRUE(at::equal(model.parameters().gradient(), sum));
+  EXPECT_TRUE(at::equal(model->parameters().gradient(), sum));
 }
 
 TEST_F(ShardsTest, EachShardHasItsThread) {

@@ -9,8 +9,8 @@
 
 #include <vector>
 
-#include "trainer/evaluate.h"
 #include "trainer/models/rwkv7.h"
+#include "trainer/models/rwkv7_step.h"
 #include "trainer/optimizer.h"
 
 namespace skein::trainer {
@@ -55,6 +55,7 @@ TEST_F(TensorMemoryTest, StepsTakeNothingFromTheSystemAfterTheFirst) {
   Rwkv7 model(Rwkv7::Sizes(options, 257), false);
   model.Initialize(1);
   Optimizer optimizer(&model.parameters(), TrainConfig());
+  Rwkv7Step training(&model);
   Batch batch;
   batch.tokens = at::randint(1, 257, {16, 64}, at::kLong);
   batch.labels = batch.tokens.reshape({-1}).roll(-1);
@@ -62,7 +63,7 @@ TEST_F(TensorMemoryTest, StepsTakeNothingFromTheSystemAfterTheFirst) {
   const int64_t start = TensorMemoryBytes();
   const auto step = [&] {
     const double rows = static_cast<double>(batch.used);
-    BatchLoss(model, batch, {}, 1e-4, {rows, rows}).first.backward();
+    training.Run(batch, {}, 1e-4, {rows, rows});
     optimizer.Step(1e-3, optimizer.GradientNorm());
   };
   step();

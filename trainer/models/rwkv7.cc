@@ -4,7 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/layer_norm.h>
 #include <c10/core/GradMode.h>
 
@@ -20,9 +20,6 @@ namespace skein::trainer {
 namespace {
 
 using at::Tensor;
-
-constexpr double kNormEps = 1e-5;
-constexpr double kGroupNormEps = 64e-5;
 
 int32_t Rank(int64_t given, double factor, int64_t C) {
   if (given > 0) return static_cast<int32_t>(given);
@@ -51,25 +48,23 @@ std::pair<Tensor, std::vector<Tensor>> NormMix(Tensor x, std::optional<Tensor> d
   return {rest(sum), mixed};
 }
 
-// Zeroes elements with probability p and scales the others; mask number `place` of each sample.
 Tensor Dropout(const Tensor& x, const ForwardOptions& o, uint64_t place) {
-  if (o.dropout == 0) return x;
-  Tensor mask;
-  {
-    c10::AutoGradMode off(false);
-    mask = at::empty_like(x);
-    for (int64_t b = 0; b < x.size(0); ++b) {
-      const uint64_t sample = static_cast<uint64_t>(o.first_sample + b);
-      at::Generator generator =
-          at::detail::createCPUGenerator(Mix64(Mix64(o.dropout_seed, sample), place));
-      mask.select(0, b).bernoulli_(1 - o.dropout, generator);
-    }
-    mask.mul_(1 / (1 - o.dropout));
-  }
-  return x * mask;
+  return o.dropout == 0 ? x : x * DropoutMask(x.sizes(), o, place);
 }
 
 }  // namespace
+
+Tensor DropoutMask(at::IntArrayRef sizes, const ForwardOptions& o, uint64_t place) {
+  const c10::AutoGradMode off(false);
+  Tensor mask = at::empty(sizes);
+  for (int64_t b = 0; b < sizes[0]; ++b) {
+    const uint64_t sample = static_cast<uint64_t>(o.first_sample + b);
+    at::Generator generator =
+        at::detail::createCPUGenerator(Mix64(Mix64(o.dropout_seed, sample), place));
+    mask.select(0, b).bernoulli_(1 - o.dropout, generator);
+  }
+  return mask.mul_(1 / (1 - o.dropout));
+}
 
 engine::ModelConfig Rwkv7::Sizes(const ModelOptions& options, int64_t V) {
   engine::ModelConfig s;

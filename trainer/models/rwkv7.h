@@ -17,6 +17,8 @@
 
 namespace skein::trainer {
 
+inline constexpr double kNormEps = 1e-5, kGroupNormEps = 64e-5;
+
 // Where a forward pass goes on from: what each block saw last. Empty at the start of a sequence.
 struct Rwkv7State {
   struct Block {
@@ -33,6 +35,10 @@ struct ForwardOptions {
   uint64_t dropout_seed = 0;
   int64_t first_sample = 0;  // number of the first row: its masks are a function of it and the seed
 };
+
+// Zeros with probability o.dropout, the rest so that the mean stays 1; mask number `place` of each
+// sample. sizes: [B, T, C].
+at::Tensor DropoutMask(at::IntArrayRef sizes, const ForwardOptions& o, uint64_t place);
 
 class Rwkv7 {
  public:
@@ -56,6 +62,8 @@ class Rwkv7 {
   bool compute_bf16() const { return compute_bf16_; }
 
  private:
+  friend class Rwkv7Step;
+
   struct Block {  // indices of leaves
     int ln1_w, ln1_b, time_mix, w0, w1, w2, a0, a1, a2, v0 = -1, v1 = -1, v2 = -1, g1, g2, k_k, k_a,
                                                         r_k;
