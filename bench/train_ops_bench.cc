@@ -66,7 +66,9 @@ class Bench {
     const double n = static_cast<double>(s_.R()) * s_.C;
     return {{"add_norm_mix (6)", [this](const auto& ops) { NormMix(ops); }, 17 * n, 60 * n},
             {"prepare", [this](const auto& ops) { Prepare(ops); }, 23 * n, 60 * n},
-            {"wkv7", [this](const auto& ops) { Wkv7(ops); }, 23 * n, (9 + 25) * s_.N * n},
+            {"wkv7", [this](const auto& ops) { Wkv7(ops, false); }, 23 * n, (9 + 25) * s_.N * n},
+            {"wkv7 for bf16", [this](const auto& ops) { Wkv7(ops, true); }, 23 * n,
+             (9 + 25) * s_.N * n},
             {"norm_bonus_gate", [this](const auto& ops) { Gate(ops); }, 17 * n, 50 * n},
             {"relu_squared", [this](const auto& ops) { Relu(ops); }, 5 * n, 4 * n}};
   }
@@ -128,14 +130,15 @@ class Bench {
     Blocks([&](int64_t begin, int64_t end) { ops.prepare_grad(q, begin, end, partial_.data()); });
   }
 
-  void Wkv7(const TrainOps<float>& ops) {
+  void Wkv7(const TrainOps<float>& ops, bool bf16) {
     const int64_t states = s_.B * s_.H() * s_.N * s_.N;
     float *final_state = states_.data(), *d_state = final_state + states, *saved = d_state + states;
     const Wkv7Forward<float> p{s_.B, s_.T, s_.H(),  s_.N,    A(0), A(1),        A(2),  A(3),
                                A(4), A(5), nullptr, nullptr, A(6), final_state, saved, A(7)};
     const Wkv7Backward<float> q{p, A(8), nullptr, A(9), A(10), A(11), A(12), A(13), A(14), d_state};
-    ops.wkv7(p, 0, s_.B * s_.H());
-    ops.wkv7_grad(q, 0, s_.B * s_.H());
+    bf16 = bf16 && ops.wkv7_bf16 != nullptr;
+    (bf16 ? ops.wkv7_bf16 : ops.wkv7)(p, 0, s_.B * s_.H());
+    (bf16 ? ops.wkv7_bf16_grad : ops.wkv7_grad)(q, 0, s_.B * s_.H());
   }
 
   void Gate(const TrainOps<float>& ops) {

@@ -46,6 +46,7 @@ struct PrepareGrad {
 struct Wkv7 {
   at::Tensor r, w_raw, k, v, a, b, state, reset;  // state and reset may be undefined
   int64_t H = 0;
+  bool bf16 = false;  // its products in bf16, high and low halves, where that is faster
   at::Tensor y, final_state, chunk_states, sa;
   void Forward(bool keep);  // keep: chunk_states and sa, for the backward pass
 };

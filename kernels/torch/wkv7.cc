@@ -117,7 +117,8 @@ void operators::Wkv7::Forward(bool keep) {
   DispatchReal(r, "wkv7", [&]<class Real>() {
     const auto p = Params<Real>(*this);
     const auto& ops = train::ActiveTrainOps<Real>();
-    ParallelRange(B * H, 1, [&](int64_t begin, int64_t end) { ops.wkv7(p, begin, end); });
+    const auto run = bf16 && ops.wkv7_bf16 != nullptr ? ops.wkv7_bf16 : ops.wkv7;
+    ParallelRange(B * H, 1, [&](int64_t begin, int64_t end) { run(p, begin, end); });
   });
 }
 
@@ -134,8 +135,9 @@ void operators::Wkv7Grad::Backward(const Wkv7& op, const at::Tensor& d_y,
     q.d_v = Out<Real>(d_v), q.d_a = Out<Real>(d_a), q.d_b = Out<Real>(d_b);
     q.d_state = Out<Real>(d_state);
     const auto& ops = train::ActiveTrainOps<Real>();
+    const auto run = op.bf16 && ops.wkv7_bf16_grad != nullptr ? ops.wkv7_bf16_grad : ops.wkv7_grad;
     ParallelRange(q.forward.B * q.forward.H, 1,
-                  [&](int64_t begin, int64_t end) { ops.wkv7_grad(q, begin, end); });
+                  [&](int64_t begin, int64_t end) { run(q, begin, end); });
   });
 }
 

@@ -59,8 +59,8 @@ constexpr TrainOps<float> kAvx512 = Avx512Ops();
 constexpr TrainOps<float> AmxOps() {
   TrainOps<float> ops = kAvx512;
   ops.tier = "amx";
-  ops.wkv7 = AmxWkv7;
-  ops.wkv7_grad = AmxWkv7Grad;
+  ops.wkv7_bf16 = AmxWkv7;
+  ops.wkv7_bf16_grad = AmxWkv7Grad;
   ops.product = AmxProduct;
   return ops;
 }

@@ -215,6 +215,10 @@ struct TrainOps {
   void (*prepare_grad)(const PrepareBackward<Real>&, int64_t begin, int64_t end, Real* partial);
   void (*wkv7)(const Wkv7Forward<Real>&, int64_t begin, int64_t end);
   void (*wkv7_grad)(const Wkv7Backward<Real>&, int64_t begin, int64_t end);
+  // The same with 16 bits of each factor of a product, for training in bf16. Null where the tier
+  // has none that is faster.
+  void (*wkv7_bf16)(const Wkv7Forward<Real>&, int64_t begin, int64_t end) = nullptr;
+  void (*wkv7_bf16_grad)(const Wkv7Backward<Real>&, int64_t begin, int64_t end) = nullptr;
   void (*norm_bonus_gate)(const NormBonusGateForward<Real>&, int64_t begin, int64_t end);
   void (*norm_bonus_gate_grad)(const NormBonusGateBackward<Real>&, int64_t begin, int64_t end,
                                Real* partial);

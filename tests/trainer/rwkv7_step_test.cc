@@ -36,6 +36,9 @@ TEST_P(Rwkv7StepTest, LossAndEveryGradientAreThoseOfAutograd) {
   options.first_sample = 40;
   const LossDenominators denominators{50, 60};
   Rwkv7Step step(model.get());
+  // bf16 rounds what differs in the last place to neighbours that differ by 2^-8; where it is
+  // faster WKV-7 then keeps 16 bits of its factors, and that of autograd all of them.
+  const double loss_tolerance = c.bf16 ? 1e-3 : 1e-5, tolerance = c.bf16 ? 1e-2 : 1e-5;
   // Gradients add up over batches, and what one of another shape left behind does no harm.
   for (const int64_t rows : {c.rows, c.rows + 1, c.rows}) {
     const Batch batch = SmallSource(c.tokens, c.resets).Get(40, rows);
@@ -43,11 +46,9 @@ TEST_P(Rwkv7StepTest, LossAndEveryGradientAreThoseOfAutograd) {
     const auto [loss, sum] = BatchLoss(*twin, batch, options, 1e-2, denominators);
     loss.backward();
     const Rwkv7Step::Loss own = step.Run(batch, options, 1e-2, denominators);
-    EXPECT_NEAR(own.value, loss.item<double>(), 1e-5 * own.value);
-    EXPECT_NEAR(own.cross_entropy_sum, sum, 1e-5 * sum);
+    EXPECT_NEAR(own.value, loss.item<double>(), loss_tolerance * own.value);
+    EXPECT_NEAR(own.cross_entropy_sum, sum, loss_tolerance * sum);
   }
-  // bf16 rounds what differs in the last place to neighbours that differ by 2^-8.
-  const double tolerance = c.bf16 ? 1e-2 : 1e-5;
   for (size_t i = 0; i < model->parameters().list().size(); ++i) {
     const Parameter &own = model->parameters().list()[i], &other = twin->parameters().list()[i];
     const double norm = other.leaf.grad().norm().item<double>(),

@@ -69,6 +69,7 @@ Rwkv7Step::Rwkv7Step(Rwkv7* model)
     own.gate.r_k = leaf(b.r_k), own.gate.eps = kGroupNormEps;
     own.gate.ln_weight = leaf(b.ln_x_w), own.gate.ln_bias = leaf(b.ln_x_b);
     own.prepare.H = own.wkv.H = model->sizes().H;
+    own.wkv.bf16 = bf16_;
   }
   SetNorm(model->ln0_w_, model->ln0_b_, no_mix_, &norm_in_);
   SetNorm(model->ln_out_w_, model->ln_out_b_, no_mix_, &norm_out_);
