@@ -22,8 +22,9 @@ struct Evaluation {
 Evaluation Evaluate(const Rwkv7& model, const engine::Tokenizer& tokenizer,
                     const std::vector<Batch>& batches, DataParallel* processes);
 
-// The training loss of one batch (its share, when there are several), and its weighted sum of
-// cross-entropies.
+// The training loss of one batch (its share, when there are several), to be differentiated by
+// autograd, and its weighted sum of cross-entropies: the specification of Rwkv7Step
+// (models/rwkv7_step.h), which trains.
 std::pair<at::Tensor, double> BatchLoss(const Rwkv7& model, const Batch& batch,
                                         ForwardOptions options, double l2wrap,
                                         const LossDenominators& denominators);

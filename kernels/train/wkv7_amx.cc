@@ -1,5 +1,7 @@
 // WKV-7 in chunks of 16 tokens (wkv7_chunk.h has the formulae) with its products on AMX, for heads
 // of a multiple of 32 channels and sequences in which no document begins; the others are AVX-512's.
+// Training in bf16 takes it, and the engine for prompts where asked
+// (kernels/cpu/wkv7_chunked_amx.cc); it is no fp32: over tens of steps gradients drift from that.
 //
 // Every matrix goes to tiles (split_tiles_amx.h) straight from the registers in which it was
 // scaled: left = a~ over r~ and right = b~ over k~ never lie in memory as fp32. St and the gradient
