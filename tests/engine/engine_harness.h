@@ -1,6 +1,7 @@
 #pragma once
 // An engine over the fake model, and sinks that remember what they were told.
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -80,6 +81,13 @@ class CollectingSink final : public ResponseSink {
     ASSERT_TRUE(changed_.wait_for(lock, absl::ToChronoSeconds(kPatience),
                                   [&] { return ended_ || started.has_value(); }));
   }
+  // Waits until it has been told this so many times.
+  void WaitForEvents(const std::string& what, int64_t n) {
+    std::unique_lock<std::mutex> lock(mu_);
+    ASSERT_TRUE(changed_.wait_for(lock, absl::ToChronoSeconds(kPatience), [&] {
+      return std::count(log.begin(), log.end(), what) >= n;
+    })) << what;
+  }
   bool ended() {
     std::lock_guard<std::mutex> lock(mu_);
     return ended_;
@@ -109,6 +117,7 @@ class CollectingSink final : public ResponseSink {
   void Note(std::string what) {
     std::lock_guard<std::mutex> lock(mu_);
     log.push_back(std::move(what));
+    changed_.notify_all();
   }
   std::mutex mu_;
   std::condition_variable changed_;

@@ -2,6 +2,7 @@
 // that are refused, long prompts beside answers, and everything at once from many threads.
 
 #include <algorithm>
+#include <atomic>
 #include <random>
 #include <thread>
 
@@ -19,9 +20,26 @@ void SlowDown(Harness* h, absl::Duration step, absl::Duration token) {
   };
 }
 
+// The same until `fast`: an end that is far away while the test is not through with what comes
+// before it.
+void SlowDownUntil(Harness* h, const std::atomic<bool>* fast) {
+  h->model.before_step = [=](const StepBatch&) {
+    if (!*fast) absl::SleepFor(absl::Milliseconds(1));
+  };
+}
+
 GenerateRequest Long(Harness* h, int32_t tokens, std::vector<int32_t> input = {1, 2, 3}) {
   GenerateRequest request = h->Request(std::move(input));
   request.stopping.max_tokens = tokens;
+  return request;
+}
+
+// The same, but its deadline cannot be met by all that it may say, so it does not wait for a slot
+// that another row can lend. Whoever has heard enough cancels it.
+GenerateRequest Urgent(Harness* h, std::vector<int32_t> input) {
+  GenerateRequest request = Long(h, 1 << 20, std::move(input));
+  request.request_id = "urgent";
+  request.deadline = absl::Now() + kPatience;
   return request;
 }
 
@@ -33,37 +51,44 @@ std::vector<int32_t> Alone(const std::vector<int32_t>& input, int32_t tokens) {
 }
 
 TEST(Overload, ARowThatLendsItsSlotGoesOnExactly) {
+  std::atomic<bool> fast{false};
   Harness h;
   h.options.slots = 1;
-  SlowDown(&h, absl::Milliseconds(1), absl::ZeroDuration());
+  SlowDownUntil(&h, &fast);
   h.Start();
-  const auto lender = h.Submit(Long(&h, 1500));
+  const auto lender = h.Submit(Long(&h, 10000));
   lender->WaitForTokens(10);
-  GenerateRequest urgent = h.Request({7, 8, 9});
-  urgent.stopping.max_tokens = 20;
-  urgent.deadline = absl::Now() + absl::Seconds(1);
-  const auto first = h.Run(urgent);
-  ASSERT_TRUE(first->finished.has_value()) << first->error;
+  const auto first = h.Submit(Urgent(&h, {7, 8, 9}));
+  first->WaitForTokens(20);
   EXPECT_FALSE(lender->ended());
-  EXPECT_EQ(first->tokens(), Alone({7, 8, 9}, 20));
+  EXPECT_TRUE(h.engine->Cancel("urgent", true));
+  first->Wait();
+  ASSERT_TRUE(first->finished.has_value()) << first->error;
+  const auto said = first->tokens();
+  EXPECT_EQ(said, Alone({7, 8, 9}, static_cast<int32_t>(said.size())));
+  fast = true;
   lender->Wait();
-  EXPECT_EQ(lender->tokens(), Alone({1, 2, 3}, 1500));
+  EXPECT_EQ(lender->tokens(), Alone({1, 2, 3}, 10000));
 }
 
 TEST(Overload, ALenderInTheMiddleOfItsPromptGoesOnExactly) {
+  std::atomic<bool> fast{false};
   Harness h;
   h.options.slots = 1;
   h.options.max_prefill_chunk = 1;
-  SlowDown(&h, absl::Milliseconds(1), absl::ZeroDuration());
+  SlowDownUntil(&h, &fast);
   h.Start();
   std::vector<int32_t> prompt;
-  for (int i = 0; i < 1500; ++i) prompt.push_back(1 + i % 250);
+  for (int i = 0; i < 10000; ++i) prompt.push_back(1 + i % 250);
   const auto lender = h.Submit(Long(&h, 5, prompt));
   lender->WaitForStart();
-  GenerateRequest urgent = h.Request({7, 8, 9});
-  urgent.deadline = absl::Now() + absl::Seconds(1);
-  ASSERT_TRUE(h.Run(urgent)->finished.has_value());
+  const auto first = h.Submit(Urgent(&h, {7, 8, 9}));
+  first->WaitForTokens(4);
   EXPECT_EQ(lender->count(), 0u);
+  EXPECT_TRUE(h.engine->Cancel("urgent", true));
+  first->Wait();
+  ASSERT_TRUE(first->finished.has_value()) << first->error;
+  fast = true;
   lender->Wait();
   EXPECT_EQ(lender->tokens(), Alone(prompt, 5));
 }
@@ -100,22 +125,22 @@ TEST(Overload, ADeadlineThatCannotBeMetIsRefusedAtOnce) {
   Harness h;
   SlowDown(&h, absl::ZeroDuration(), absl::Milliseconds(1));
   h.Start();
-  const std::vector<int32_t> prompt(1000, 5);
+  const std::vector<int32_t> prompt(1000, 5), hopeless(10000, 5);
   GenerateRequest request = h.Request(prompt);
-  request.deadline = absl::Now() + absl::Milliseconds(100);
+  request.deadline = absl::Now() + absl::Milliseconds(500);
   // Nothing was measured yet, so it is tried.
   EXPECT_EQ(h.Run(request)->error.code(), absl::StatusCode::kDeadlineExceeded);
   h.Run(h.Request(prompt));
-  request = h.Request(prompt);
-  request.deadline = absl::Now() + absl::Milliseconds(100);
+  request = h.Request(hopeless);  // half of ten seconds is certain
+  request.deadline = absl::Now() + absl::Seconds(4);
   const absl::Status refused = h.Refused(request);
   EXPECT_EQ(refused.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(base::Reason(refused), "DEADLINE_UNREACHABLE");
   request = h.Request(prompt);
-  request.deadline = absl::Now() + absl::Seconds(30);
+  request.deadline = absl::Now() + kPatience;
   EXPECT_TRUE(h.Run(request)->finished.has_value());
-  request = h.Request(prompt);
-  request.deadline = absl::Now() + absl::Milliseconds(200);
+  request = h.Request(hopeless);
+  request.deadline = absl::Now() + absl::Seconds(4);
   request.stopping.max_time = absl::Milliseconds(100);  // it ends well, if with nothing
   EXPECT_EQ(h.Run(request)->finished->reason, FinishReason::kTime);
 }

@@ -324,7 +324,7 @@ TEST_F(SeveralSequencesTest, TheIdIsFreeOnceAllHaveEnded) {
   request.request_id = "same";
   Run(request);
   Run(request);
-  h_.engine->Drain(absl::Now() + absl::Seconds(10));  // nothing is left to wait for
+  h_.engine->Drain(absl::Now() + kPatience);  // nothing is left to wait for
 }
 
 }  // namespace

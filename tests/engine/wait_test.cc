@@ -92,7 +92,7 @@ TEST_F(WaitTest, EndsAsItWouldInTheQueue) {
   EXPECT_EQ(by_transport->error.code(), absl::StatusCode::kCancelled);
 
   GenerateRequest late = Waiting({1}, "c");
-  late.deadline = absl::Now() + absl::Milliseconds(30);
+  late.deadline = absl::Now() + absl::Milliseconds(500);
   EXPECT_EQ(h.Run(late)->error.code(), absl::StatusCode::kDeadlineExceeded);
 
   GenerateRequest timed = Waiting({1}, "c");

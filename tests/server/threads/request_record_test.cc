@@ -305,7 +305,7 @@ TEST(Record, ASlowReaderPausesAndWithFinishLosesItsStream) {
   for (const bool finish : {false, true}) {
     RequestSpec spec = Spec();
     spec.finish = finish;
-    spec.limits = {.bytes = 1 << 20, .reader_tokens = 2, .reader_age = absl::Milliseconds(200)};
+    spec.limits = {.bytes = 1 << 20, .reader_tokens = 2, .reader_age = absl::Seconds(1)};
     Fixture f(spec);
     auto reader = f.Read();
     f.Say("a");
@@ -317,7 +317,7 @@ TEST(Record, ASlowReaderPausesAndWithFinishLosesItsStream) {
     f.Say("d");
     f.Say("ef");
     EXPECT_FALSE(f.sinks[0]->Writable());
-    absl::SleepFor(absl::Milliseconds(210));
+    absl::SleepFor(absl::Milliseconds(1010));
     EXPECT_EQ(f.sinks[0]->Writable(), finish) << "without FINISH the engine ends it";
     if (!finish) continue;
     f.Say("g");
@@ -453,7 +453,7 @@ TEST(Log, ARefusalReachesWhoeverJoinedMeanwhile) {
 }
 
 TEST(Log, IsBoundedByCountBytesAndAge) {
-  RequestLog log({.kept = 4, .kept_bytes = 1600, .kept_age = absl::Milliseconds(500)});
+  RequestLog log({.kept = 4, .kept_bytes = 1600, .kept_age = absl::Seconds(2)});
   for (int i = 0; i < 10; ++i) {
     RequestSpec spec = Spec(absl::StrCat("r", i));
     spec.tenant = "big";
@@ -467,7 +467,7 @@ TEST(Log, IsBoundedByCountBytesAndAge) {
   EXPECT_EQ((*log.Find("", "small"))->bytes(), 160);
   EXPECT_EQ((*log.Find("big", "r8"))->bytes(), 0) << "how it ended stays known";
   EXPECT_EQ((*log.Find("big", "r9"))->bytes(), 800);
-  absl::SleepFor(absl::Milliseconds(510));
+  absl::SleepFor(absl::Milliseconds(2010));
   log.Expire();
   EXPECT_EQ(log.gauges().kept, 0);
   EXPECT_EQ(log.gauges().kept_bytes, 0);
