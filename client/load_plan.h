@@ -39,7 +39,7 @@ struct LoadOptions {
 struct RequestPlan {
   int64_t prompt = 0, output = 0;  // tokens
   enum class End { kNormal, kCancel, kHangUp } end = End::kNormal;
-  int64_t end_after = 0;  // messages with text, for kCancel and kHangUp
+  int64_t end_after = 0;  // tokens, for kCancel and kHangUp
   bool slow = false;
 };
 

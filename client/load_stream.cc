@@ -58,7 +58,7 @@ void LoadStream::OnReadDone(bool ok) {
   const Timers::Time now = Clock::now();
   const bool text = response_.has_delta();
   if (text) OnText(now);
-  if (response_.has_started() && plan_.end_after == 0) MaybeEnd();
+  if (response_.has_started() || text) MaybeEnd();
   if (response_.has_finished()) {
     outcome_.reason = response_.finished().reason();
     outcome_.usage = response_.finished().usage();
@@ -86,7 +86,6 @@ void LoadStream::OnText(Timers::Time now) {
   }
   last_text_ = now;
   CountTokens(response_.delta().token_count(), now);
-  if (outcome_.messages == plan_.end_after) MaybeEnd();
 }
 
 void LoadStream::CountTokens(int64_t until_now, Timers::Time now) {
@@ -95,8 +94,10 @@ void LoadStream::CountTokens(int64_t until_now, Timers::Time now) {
   if (now >= shared_.measure_from && now < shared_.measure_to) outcome_.tokens_in_time += more;
 }
 
+// A message brings as many tokens as there are, on a busy machine many.
 void LoadStream::MaybeEnd() {
-  if (plan_.end == RequestPlan::End::kNormal) return;
+  if (plan_.end == RequestPlan::End::kNormal || outcome_.ended_here) return;
+  if (outcome_.tokens < plan_.end_after) return;
   outcome_.ended_here = true;
   plan_.end == RequestPlan::End::kCancel ? SendCancel() : context_.TryCancel();
 }
