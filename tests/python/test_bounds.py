@@ -60,7 +60,7 @@ class Server:
             return values['skein_requests_running{model="m"}'], values['skein_step_batch_size_sum{model="m"}']
 
         before = tokens()
-        time.sleep(0.1)
+        time.sleep(0.5)  # on a busy machine nothing may go on for a moment
         return before[0] == running and before == tokens()
 
 

@@ -206,10 +206,17 @@ def test_commit_never_leaves_the_conversation(client):
 def test_deadline(client):
     conversation = fresh_id()
     client.generate("abc", conversation=conversation, create_if_missing=True)
-    stream = client.stream("x", conversation=conversation, max_tokens=ENDLESS, timeout=0.4)
-    expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: stream)
-    info = wait_until_free(client, conversation)
-    assert info.head_version == 1 and info.last_end == "DEADLINE_EXCEEDED"
+    for timeout in 0.4, 1, 3, 10:
+        stream = client.stream("x", conversation=conversation, max_tokens=ENDLESS, timeout=timeout)
+        expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: stream)  # noqa: B023
+        info = wait_until_free(client, conversation)
+        assert info.head_version == 1
+        if info.last_end == "DEADLINE_EXCEEDED":
+            return
+        # Of a request that was long on its way the server hears that its client has gone before its own clock says why;
+        # of one that was longer on its way, nothing.
+        assert info.last_end in ("CANCELLED", "length")
+    raise AssertionError("the server saw no deadline pass")
 
 
 def test_client_gone_in_the_middle(client):

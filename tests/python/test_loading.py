@@ -119,9 +119,9 @@ def folder(tmp_path):
     return models
 
 
-def slow(model):
+def slow(model, prompt=LONG_PROMPT):
     """What makes the load of this model last."""
-    return {"prompts": f"[{{name: long, text: {LONG_PROMPT!r}, model: {model}}}]"}
+    return {"prompts": f"[{{name: long, text: {prompt!r}, model: {model}}}]"}
 
 
 def test_before_the_first_model(pb, steady_model, folder, tmp_path):
@@ -214,15 +214,25 @@ def test_a_client_with_a_retry_policy_waits_for_the_model(pb, model, tmp_path):
     """It comes while the model is loaded and is served by it, by gRPC's own retries."""
     policy = ('{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.1s", '
               '"maxBackoff": "0.1s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]}')
-    daemon = Daemon(model, tmp_path, {"model.name": "m", **slow("m")}, until="listening")
-    try:
-        with grpc.insecure_channel(daemon.address, options=[("grpc.service_config", policy)]) as channel:
-            assert Client(pb, channel).generate("x").ids
-        refused = [k for k in series(scrape(daemon)) if k.startswith("grpc_server_handled_total{")
-                   and 'grpc_method="Generate"' in k and 'grpc_code="UNAVAILABLE"' in k]
-        assert refused, "it was there at once"
-    finally:
-        daemon.stop()
+
+    def served(prompt):
+        """Fails when it is there at once; False: it was not there before the last attempt, four seconds later."""
+        daemon = Daemon(model, tmp_path, {"model.name": "m", **slow("m", prompt)}, until="listening")
+        try:
+            with grpc.insecure_channel(daemon.address, options=[("grpc.service_config", policy)]) as channel:
+                ids = Client(pb, channel).generate("x").ids
+            refused = [k for k in series(scrape(daemon)) if k.startswith("grpc_server_handled_total{")
+                       and 'grpc_method="Generate"' in k and 'grpc_code="UNAVAILABLE"' in k]
+            assert refused, "it was there at once"
+            return len(ids) == 8
+        except grpc.RpcError as error:
+            assert details(error)["ErrorInfo"].reason == "LOADING"
+            return False
+        finally:
+            daemon.stop()
+
+    # On a slow machine a shorter one lasts as long.
+    assert any(served(LONG_PROMPT[:len(LONG_PROMPT) // shorter]) for shorter in (1, 4, 16))
 
 
 def test_while_another_model_is_loaded(start, pb, steady_model, folder):

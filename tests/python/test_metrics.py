@@ -49,8 +49,8 @@ def use_everything(client):
     return conversation
 
 
-def test_steps_calls_and_refusals_are_counted_without_ids(start, pb):
-    daemon = start({"conversations.history": 1})
+def test_steps_calls_and_refusals_are_counted_without_ids(start, steady_model, pb):
+    daemon = start({"conversations.history": 1, "model.name": "tiny"}, model=steady_model)
     client = Client(pb, daemon.channel)
     conversation = use_everything(client)
     text = scrape(daemon)

@@ -10,6 +10,7 @@ import pytest
 from checkpoint import write_tiny_checkpoint
 from client import Client, details, expect_error, fresh_id
 from daemon import BUILD, run
+from test_control import until
 from test_metrics import scrape, series
 
 GREETING = "You are kind and short. " * 20
@@ -207,7 +208,7 @@ def test_models_that_come_later_and_reloads(start, pb, tmp_path):
     # A reload: what is new can be used at once, what is unchanged stays computed.
     new = PROMPTS[:1] + [{"name": "second only", "text": "abc" * 30, "model": "second"}]
     config.write_text("prompts: " + declare(new) + f"\ncontrol:\n  model_folders: [{tmp_path}]\n")
-    computed = daemon.log().count("prompt state computed")
+    until(lambda: daemon.log().count("prompt state computed") == 3 * len(PROMPTS))  # of the first model, beside it, in its place
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_for_line("configuration reloaded.*prompts")
     assert states(client) == {"tiny": {"greeting": len(GREETING)}, "second": {"greeting": len(GREETING), "second only": 90}}
@@ -216,7 +217,7 @@ def test_models_that_come_later_and_reloads(start, pb, tmp_path):
     end = time.monotonic() + 60
     while client.generate("x", prompt_state="second only", model="second").started.tokens_reused != 89:
         assert time.monotonic() < end
-    assert daemon.log().count("prompt state computed") == computed + 1
+    assert daemon.log().count("prompt state computed") == 3 * len(PROMPTS) + 1
     # One that does not fit changes nothing.
     config.write_text("prompts: [{name: a, text: b}, {name: a, text: c}]\n")
     expect_error(grpc.StatusCode.INVALID_ARGUMENT,

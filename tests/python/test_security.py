@@ -335,7 +335,7 @@ def test_certificates_are_replaced_while_calls_run(start, pb, steady_model, auth
     daemon = start({"listen.tls.certificate": files[0], "listen.tls.key": files[1]}, model=steady_model)
     assert served_certificate(daemon) == first.certificate.read_text()
     with tls_channel(daemon, authority) as channel:
-        running = Running(Client(pb, channel).stream("x", max_tokens=4000, timeout=60))
+        running = Running(Client(pb, channel).stream("x", max_tokens=4000, timeout=120))
         install(second)
         daemon.wait_for_line("new certificates")
         assert served_certificate(daemon) == second.certificate.read_text()

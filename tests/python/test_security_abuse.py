@@ -191,7 +191,7 @@ def test_exhausted_descriptors(start, pb):
 
 
 def test_half_open_connections_are_closed(start, pb):
-    daemon = start({"listen.handshake": "1s"})
+    daemon = start({"listen.handshake": "3s"})
     silent = Connection(daemon, preface=False)
     slow = Connection(daemon, preface=False)
     slow.send(b"PRI * HTTP/2.0\r\n")
@@ -231,7 +231,7 @@ def test_ping_flood(start, pb):
 
 
 def test_who_does_not_answer_pings_is_closed(start, pb):
-    daemon = start({"listen.keepalive": "1s"})
+    daemon = start({"listen.keepalive": "2s"})
     running = Running(Client(pb, daemon.channel).stream("hello", max_tokens=ENDLESS))  # its connection does answer
     silent = Connection(daemon)
     assert not silent.closed(0.5) and silent.closed(60)
@@ -240,15 +240,15 @@ def test_who_does_not_answer_pings_is_closed(start, pb):
 
 
 def test_pings_now_and_then_are_no_flood(start, pb):
-    daemon = start({"listen.min_client_ping": "300ms"})
+    # Far from what either does: the server may read the polite one's late, and the busy one may be slow.
+    daemon = start({"listen.min_client_ping": "100ms"})
     polite, busy = Connection(daemon), Connection(daemon)
     for _ in range(6):
         polite.send(frame(PING, payload=b"8 bytes!"))
         assert not polite.closed(0.5)
     try:
-        for _ in range(20):
+        for _ in range(100):
             busy.send(frame(PING, payload=b"8 bytes!"))
-            time.sleep(0.05)
     except OSError:
         pass
     assert busy.closed(60)
@@ -257,7 +257,7 @@ def test_pings_now_and_then_are_no_flood(start, pb):
 
 def test_the_age_of_connections(start, pb):
     """Who is asked to reconnect may end its calls, for as long as the grace lasts."""
-    daemon = start({"listen.max_connection_age": "1s", "listen.max_connection_grace": "2s"})
+    daemon = start({"listen.max_connection_age": "1s", "listen.max_connection_grace": "5s"})
     begin = time.monotonic()  # before there is a connection, so none of them ends before it may
     idle = Connection(daemon)
     running = Running(Client(pb, daemon.channel).stream("hello", max_tokens=ENDLESS))
@@ -266,25 +266,23 @@ def test_the_age_of_connections(start, pb):
     serves(daemon, pb)
     eventually(lambda: running.error is not None)
     assert running.error.code() == grpc.StatusCode.UNAVAILABLE
-    assert time.monotonic() - begin > 2.5
+    assert time.monotonic() - begin > 5.5
     assert GOAWAY in [kind for kind, _ in idle.frames()] and idle.closed(60)
     serves(daemon, pb)
 
 
 def test_dripping_headers(start, pb):
     """A call whose headers never end, a few bytes at a time: its connection has no call, so it counts as idle."""
-    daemon = start({"listen.max_connection_idle": "1s"})
+    daemon = start({"listen.max_connection_idle": "2s"})
     slow = Connection(daemon)
     slow.send(frame(HEADERS, 0, 1, call_headers(b"/skein.v1.Info/ListModels")))
     begin = time.monotonic()
     try:
-        while time.monotonic() - begin < 20:
+        while not slow.closed(0.2):
+            assert time.monotonic() - begin < 60
             slow.send(frame(CONTINUATION, 0, 1, header(b"x", b"y")))
-            if slow.closed(0.2):
-                break
     except OSError:
         pass
-    assert time.monotonic() - begin < 15
     serves(daemon, pb)
 
 
@@ -484,14 +482,14 @@ def test_streams_of_one_connection(start, pb):
         agreed.open_call(stream, b"/skein.v1.Generation/Generate")
     assert not agreed.closed(0.3)
     agreed.open_call(21, b"/skein.v1.Generation/Generate")
-    assert agreed.closed(10)
+    assert agreed.closed(60)
     silent = Connection(daemon)
     try:
         for stream in range(1, 200001, 2):
             silent.open_call(stream, b"/skein.v1.Generation/Generate")
     except OSError:
         pass
-    assert silent.closed(10)
+    assert silent.closed(60)
     assert peak(daemon) - before < 64 * MIB  # all of them would take 1.2 GB
     eventually(lambda: metric(daemon, 'skein_connections_refused_total{reason="calls"}') == 1)
     serves(daemon, pb)

@@ -7,6 +7,7 @@ import time
 import grpc
 import pytest
 from client import ENDLESS, Client, Running, Turn, details, expect_error, fresh_id
+from test_bounds import WINDOW
 
 ALREADY_EXISTS = grpc.StatusCode.ALREADY_EXISTS
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -346,7 +347,7 @@ def test_tokens_that_are_no_longer_kept(start, pb):
     assert client.get(conversation).head_version == 1
 
 
-@pytest.mark.parametrize("settings", [{"requests.kept": 2}, {"requests.kept_age": "2s"}])
+@pytest.mark.parametrize("settings", [{"requests.kept": 2}, {"requests.kept_age": "5s"}])
 def test_the_window_passes(start, pb, settings):
     client = Client(pb, start(settings).channel)
     conversation, request_id = fresh_id(), fresh_id()
@@ -387,16 +388,17 @@ def test_tokens_beyond_the_byte_budget_go_but_the_end_is_known(start, pb):
 def test_finish_runs_on_without_its_client(shared, client, how):
     g = client.pb.gen
     conversation, request_id = fresh_id(), fresh_id()
-    channel = shared.new_channel()
+    channel = shared.new_channel(WINDOW)
     other = Client(client.pb, channel)
     request = client.request("x", request_id=request_id, conversation=conversation, create_if_missing=True,
                              max_tokens=30000, on_disconnect=g.ON_DISCONNECT_FINISH)
     client.conv.Create(client.pb.conv.CreateConversationRequest(id=conversation))
-    stream = other.gen.Generate(request, timeout=0.3 if how == "deadline" else 60)
+    stream = other.gen.Generate(request, timeout=3 if how == "deadline" else 60)
+    first_deltas(stream, 1)  # what is not read holds it up, so it is there when the deadline passes
     if how == "deadline":
+        wait_until(stream.done)
         expect_error(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: stream)
     else:
-        first_deltas(stream, 1)
         stream.cancel() if how == "cancel" else channel.close()
     wait_until(lambda: client.get(conversation).head_version == 1)
     info = client.history(conversation)
@@ -435,7 +437,7 @@ def test_a_finish_turn_outlives_a_reader_that_never_reads(start, pb):
     client.generate("x", conversation=conversation, create_if_missing=True)
     stream = lazy.stream("x", request_id=request_id, conversation=conversation, on_disconnect=g.ON_DISCONNECT_FINISH,
                          max_tokens=20000, output=g.Output(top_logprobs=20), timeout=60)
-    wait_until(lambda: client.get(conversation).head_version == 2, seconds=30)
+    wait_until(lambda: client.get(conversation).head_version == 2)
     error = expect_error(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: stream)
     assert details(error)["ErrorInfo"].reason == "SLOW_READER"
     assert client.get(conversation).last_end == "length"

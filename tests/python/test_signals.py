@@ -169,8 +169,8 @@ def test_limits_lowered_below_what_is_there(start, pb, config):
     running = Running(client.stream("x", conversation=kept[1], max_tokens=ENDLESS, request_id=request_id,
                                     commit=pb.gen.COMMIT_MODE_KEEP_PARTIAL))
     config.write("conversations:\n  max: 2\nlimits:\n  prompt_tokens: 50\n")
-    daemon.process.send_signal(signal.SIGHUP)
-    until(lambda: limits(client).max_prompt_tokens == 50)
+    assert sorted(reload_by("SIGHUP", daemon, client)[0]) == ["conversations.max", "limits.prompt_tokens"]
+    assert limits(client).max_prompt_tokens == 50
     # What ran at the time is committed.
     assert client.gen.Cancel(pb.gen.CancelRequest(request_id=request_id)).cancelled
     finished = running.end().finished
@@ -267,7 +267,7 @@ def test_an_idle_daemon_stops_at_once(start, pb):
     before = time.monotonic()
     daemon.terminate()
     assert daemon.wait() == 0
-    assert time.monotonic() - before < 10  # the drain of its configuration is 30 s
+    assert time.monotonic() - before < 25  # the drain of its configuration is 30 s
 
 
 def test_sigterm_finishes_accepted_work_within_its_limit(start, pb, steady_model):
@@ -336,6 +336,14 @@ class Blind:
     """A daemon whose log nobody can read, so its ports are chosen here."""
 
     def __init__(self, model, cwd, stderr, settings=None):
+        for _ in range(5):
+            self._start(model, cwd, stderr, settings)
+            until(lambda: self._ready() or self.process.poll() is not None)
+            if self.process.poll() is None:
+                break  # else somebody has taken a port meanwhile
+        self.channel = grpc.insecure_channel(self.address)
+
+    def _start(self, model, cwd, stderr, settings):
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics = f"http://127.0.0.1:{free_port()}/metrics"
         command = [str(SKEIND), "--model", str(model)]
@@ -344,8 +352,6 @@ class Blind:
         for key, value in merged.items():
             command += ["--set", f"{key}={value}"]
         self.process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
-        self.channel = grpc.insecure_channel(self.address)
-        until(self._ready)
 
     def _ready(self):
         try:
@@ -389,7 +395,7 @@ def test_a_full_log_disk(model, tmp_path, pb):
     client = Client(pb, daemon.channel)
     for i in range(20):
         assert client.generate(f"request {i}").ids
-    assert series(scrape(daemon))["skein_log_lines_lost_total"] >= 20
+    until(lambda: series(scrape(daemon))["skein_log_lines_lost_total"] >= 20)
     assert daemon.end() == 0
 
 
@@ -402,7 +408,7 @@ def test_a_log_that_nobody_reads(model, tmp_path, pb):
     for _ in range(800):
         client.info.ListModels(pb.info.ListModelsRequest(), timeout=60)
     assert client.generate("x").ids
-    assert series(scrape(daemon))["skein_log_lines_lost_total"] > 0
+    until(lambda: series(scrape(daemon))["skein_log_lines_lost_total"] > 0)
     assert daemon.end() == 0
     os.close(reading)
 
