@@ -162,7 +162,9 @@ std::optional<End> EngineLoop::Overdue(const Sequence& sequence, absl::Time now)
   if (now >= sequence.deadline) return End::kDeadline;
   if (now - sequence.submitted >= sequence.stopping.max_time) return End::kTime;
   if (now >= orders_.drain_by) return End::kDrained;
-  if (sequence.paused && now - sequence.paused_since >= absl::Nanoseconds(slow_reader_ns_.load()))
+  // Not one that has caught up, or was turned away, while this thread was held up.
+  if (sequence.paused && !sequence.stream->Writable() &&
+      now - sequence.paused_since >= absl::Nanoseconds(slow_reader_ns_.load()))
     return End::kError;
   return std::nullopt;
 }

@@ -374,6 +374,32 @@ TEST_F(EndsTest, PausedRowsGiveTheirSlotsToOthers) {
   }
 }
 
+// The engine thread is held up so long that it sees both at once: a limit that has passed, and a
+// reader that is not slow any more.
+TEST_F(EndsTest, AReaderThatHasCaughtUpIsNotEnded) {
+  h_.options.slow_reader_limit = absl::Seconds(2);
+  Start();
+  GenerateRequest request = h_.Request({1, 2, 3});
+  request.stopping.max_tokens = 3000;
+  const auto slow = h_.Submit(request);
+  gate_.Open(10);
+  slow->WaitForTokens(5);
+  gate_.WaitUntilClosed();
+  slow->writable = false;
+  const GenerateRequest other = Long();
+  const auto running = h_.Submit(other);
+  gate_.Open(5);  // one of them may be of both
+  gate_.WaitUntilClosed();
+  absl::SleepFor(h_.options.slow_reader_limit);
+  slow->writable = true;
+  gate_.Open();
+  slow->Wait();
+  ASSERT_TRUE(slow->finished.has_value()) << slow->error;
+  EXPECT_EQ(slow->finished->reason, FinishReason::kLength);
+  EXPECT_TRUE(h_.engine->Cancel(other.request_id, true));
+  running->Wait();
+}
+
 TEST_F(EndsTest, CancelledWhileParkedKeepsItsState) {
   h_.options.slots = 1;
   gate_.Open();
