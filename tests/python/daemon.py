@@ -98,13 +98,13 @@ class Daemon:
     def wait(self, timeout=60):
         """The exit code; the log is then whole."""
         code = self.process.wait(timeout)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
     def stop(self):
         self.channel.close()
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
-        self._reader.join(10)
+            self.process.wait(60)
+        self._reader.join(60)
         self.process.stderr.close()

@@ -1,5 +1,6 @@
 """cpu.pin: the threads that compute are bound, the others are not."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -14,7 +15,8 @@ def masks(pid):
     """Cpus_allowed_list of every thread of a process."""
     found = []
     for status in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
-        found.append(re.search(r"^Cpus_allowed_list:\t(.*)$", status.read_text(), re.MULTILINE)[1])
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(re.search(r"^Cpus_allowed_list:\t(.*)$", status.read_text(), re.MULTILINE)[1])
     return found
 
 
