@@ -530,7 +530,8 @@ def test_nothing_is_read_for_strangers(start, pb, tmp_path):
     for _ in range(3):
         error = send_bytes(daemon, bytes(128 * MIB), grpc.StatusCode.UNAUTHENTICATED)
         assert details(error)["ErrorInfo"].reason == "TOKEN_MISSING"
-    assert peak(daemon) - before < 16 * MIB
+    # What is on its way when the refusal is made; less than any of the messages.
+    assert peak(daemon) - before < 64 * MIB
     assert metric(daemon, 'skein_connections_refused_total{reason="headers"}') == 0
 
 
