@@ -82,9 +82,10 @@ bool LoadRun::admitting() const {
 }
 
 // Starts what is due. While max_open sessions run nothing starts, and the schedule does not move:
-// an arrival that comes late has waited from its own time on.
+// an arrival that comes late has waited from its own time on. The schedule ends with the measured
+// time, however late its last part is looked at.
 void LoadRun::NextArrival() {
-  while (admitting() && *due_ <= Clock::now() &&
+  while (admitting() && *due_ <= Clock::now() && *due_ < shared_.measure_to &&
          static_cast<int64_t>(open_.size()) < options_.max_open) {
     StartSession(*due_);
     due_ = start_ + Seconds(arrivals_.Next());
@@ -199,9 +200,9 @@ void LoadRun::Cut() {
 }
 
 void LoadRun::StopAdmitting() {
-  if (admitting()) {
-    for (; due_.has_value() && *due_ < Clock::now(); due_ = start_ + Seconds(arrivals_.Next()))
-      ++never_started_;
+  if (admitting() && due_.has_value()) {
+    const Time end = std::min(Clock::now(), shared_.measure_to);
+    for (; *due_ < end; due_ = start_ + Seconds(arrivals_.Next())) ++never_started_;
   }
   admitting_ = false;
   // Those that think would only wake up to leave.

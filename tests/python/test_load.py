@@ -13,6 +13,7 @@ import grpc
 import pytest
 from client import Client
 from daemon import BUILD
+from test_control import until
 from test_metrics import scrape, series
 
 SKEIN = BUILD / "bin" / "skein"
@@ -89,6 +90,19 @@ def test_open_loop_does_not_wait_for_the_server(start, steady_model):
     first, lag = report["latency_seconds"]["first_token"], report["latency_seconds"]["start_lag"]
     assert first["max"] > 1, report
     assert lag["max"] < first["max"] / 2
+
+
+def test_open_loop_ends_in_time_on_a_machine_that_stands_still(start):
+    """Whatever is due when the client goes on again: what comes after its end is not sent."""
+    daemon = start()
+    process = subprocess.Popen([SKEIN, "load", "--server", daemon.address, "--rate", "200", "-d", "1", "--output", "2", "--json"],
+                               stdout=subprocess.PIPE, text=True)
+    until(lambda: total(series(scrape(daemon)), "skein_requests_total") > 0)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGCONT)
+    requests = json.loads(process.communicate(timeout=60)[0])["requests"]
+    assert 100 < requests["started"] + requests["never_started"] < 300, requests
 
 
 def test_max_open_delays_starts_and_the_delay_counts(start, steady_model):
