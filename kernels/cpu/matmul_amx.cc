@@ -72,29 +72,51 @@ class Tiles {
     _mm512_storeu_si512(out, reinterpret_cast<__m512i>(
                                  _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x))));
   }
-  template <int kBlocks>
-  static void Multiply(const char* x0, const char* x1, const int8_t* w, Ahead* ahead) {
-    Zero();
+  static void LoadWeights(const int8_t* w, Ahead* ahead) {
     __asm__ volatile("" ::: "memory");  // as in Step
     _tile_loadd(6, w, 64);
     Fetch(ahead);
+    Fetch(ahead);
     _tile_loadd(7, w + 1024, 64);
     Fetch(ahead);
-    _tile_loadd(4, x0, 64);
-    _tile_dpbssd(0, 4, 6);
-    Fetch(ahead);
-    _tile_dpbssd(1, 4, 7);
-    if constexpr (kBlocks == 2) {
-      _tile_loadd(5, x1, 64);
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
-    }
     Fetch(ahead);
   }
-  template <int kBlocks>
+  // The intrinsics of tiles take their numbers as they are written.
+  template <int kSet>
+  static void LoadRows(const char* x) {
+    __asm__ volatile("" ::: "memory");
+    if constexpr (kSet == 0) _tile_loadd(4, x, 64);
+    if constexpr (kSet == 1) _tile_loadd(5, x, 64);
+  }
+  template <int kSet, int kHalf>
+  static void Multiply() {
+    constexpr int kTile = 2 * kSet + kHalf;
+    if constexpr (kTile == 0) {
+      _tile_zero(0);
+      _tile_dpbssd(0, 4, 6);
+    }
+    if constexpr (kTile == 1) {
+      _tile_zero(1);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if constexpr (kTile == 2) {
+      _tile_zero(2);
+      _tile_dpbssd(2, 5, 6);
+    }
+    if constexpr (kTile == 3) {
+      _tile_zero(3);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+  template <int kSet, int kHalf>
   static void StoreInts(int32_t* sums) {
+    constexpr int kTile = 2 * kSet + kHalf;
     __asm__ volatile("" ::: "memory");  // what was read of them stays before
-    Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
+    if constexpr (kTile == 0) _tile_stored(0, sums, 128);
+    if constexpr (kTile == 1) _tile_stored(1, sums + 16, 128);
+    if constexpr (kTile == 2) _tile_stored(2, sums, 128);
+    if constexpr (kTile == 3) _tile_stored(3, sums + 16, 128);
+    __asm__ volatile("" ::: "memory");
   }
   static void Quantize(const float* x, float inverse, int8_t* q) {
     ZmmInts::Quantize(x, inverse, q);

@@ -21,10 +21,11 @@
 //
 // A backend B has the tiles and says:
 //   B::Begin(rows), B::End()         around all that follows, on one thread; rows of x and of sums
-//   B::Multiply<kBlocks>(x0, x1, w, ahead)  from zero; one or two blocks; x: [rows][64] each;
-//                                    w: [2 halves][16 quads][16][4]; fetches what is ahead
+//   B::LoadWeights(w, ahead)         [2 halves][16 quads][16][4]; fetches what is ahead
 //                                    (tile_rows.h) and moves on there
-//   B::StoreInts<kBlocks>(sums)      of the last Multiply: [block][rows][32]
+//   B::LoadRows<kSet>(x)             [rows][64], for one of the two sets of tiles
+//   B::Multiply<kSet, kHalf>()       those rows by a half of the weights, from zero
+//   B::StoreInts<kSet, kHalf>(sums)  of the last Multiply of both: that half of [rows][32]
 //   B::Quantize(x, inverse, q)       64 numbers x * inverse, to the nearest
 //   B::Activate(values, activation)  16 floats
 
@@ -125,9 +126,14 @@ class Int8TileKernel {
   static void RunPanels(const MatmulParams& p, const char* packed, int64_t begin, int64_t end) {
     const TileWeights w{static_cast<const char*>(p.w.data), Groups(p.w.K), sizeof(Weights)};
     B::Begin(static_cast<int>(Form::kTileRows * Rows(p.T)));
-    ForPieces(w, kDepth, begin, end, Blocks(p.T), Rows(p.T), [&](const Piece& piece) {
-      RunPiece(p, packed, reinterpret_cast<const Weights*>(w.At(piece.panel, piece.begin)), piece);
-    });
+    const int64_t rows = Rows(p.T);
+    ForPieces(
+        w, kDepth, begin, end, Blocks(p.T), rows,
+        [&](const Piece& piece) {
+          const auto* weights = reinterpret_cast<const Weights*>(w.At(piece.panel, piece.begin));
+          RunPiece(packed, w.steps, weights, rows, piece);
+        },
+        [&](const Finished& finished) { Finish(p, finished, rows); });
     B::End();
   }
 
@@ -138,66 +144,136 @@ class Int8TileKernel {
     return int64_t{sizeof(Units)} + Form::kTileRows * rows * kGroupSize;
   }
 
-  static void RunPiece(const MatmulParams& p, const char* packed, const Weights* weights,
-                       Piece piece) {
-    const int64_t rows = Rows(p.T), count = (piece.last_block - piece.block) * rows;
+  static void RunPiece(const char* packed, int64_t groups, const Weights* weights, int64_t rows,
+                       const Piece& piece) {
     if (piece.begin == 0) {
+      const int64_t count = (piece.last_block - piece.block) * rows;
       for (int64_t i = 0; i < count * kPanel; ++i) piece.sums[i] = 0;
     }
-    // The sums of some blocks are added while the tiles multiply the next.
-    Pending pending;
-    for (int64_t block = piece.block; block < piece.last_block; block += 2) {
-      const char* x = packed + (block * Groups(p.w.K) + piece.begin) * GroupBytes(rows);
-      float* totals = piece.sums + (block - piece.block) * rows * kPanel;
-      for (int64_t i = 0; i < piece.end - piece.begin; ++i, x += GroupBytes(rows)) {
-        const char* next =
-            block + 1 < piece.last_block ? x + Groups(p.w.K) * GroupBytes(rows) : nullptr;
-        const char* bytes = x + sizeof(Units);
-        if (next != nullptr) {
-          B::template Multiply<2>(bytes, next + sizeof(Units), weights[i].q, &piece.ahead);
-          AddScaled(pending, rows);
-          B::template StoreInts<2>(pending.sums);
-        } else {
-          B::template Multiply<1>(bytes, nullptr, weights[i].q, &piece.ahead);
-          AddScaled(pending, rows);
-          B::template StoreInts<1>(pending.sums);
-        }
-        pending.units[0] = reinterpret_cast<const Units*>(x);
-        pending.units[1] = reinterpret_cast<const Units*>(next);
-        pending.scales = weights[i].scales;
-        pending.totals = totals;
-      }
+    if (rows == kMaxRows) {
+      RunTurns<kMaxRows>(packed, groups, weights, rows, piece);
+    } else {
+      RunTurns<0>(packed, groups, weights, rows, piece);
     }
-    AddScaled(pending, rows);
-    const int64_t row = piece.block * rows;
-    if (piece.end == Groups(p.w.K))
-      FinishTiles<B>(p, piece.sums, piece.panel * kPanel, row, Least(row + count, p.T));
   }
 
-  // Sums of one or two blocks, and where they belong.
-  struct Pending {
-    const Units* units[2] = {};
-    const uint16_t* scales = nullptr;
-    float* totals = nullptr;
-    alignas(64) int32_t sums[2 * 16 * kPanel];  // [block][rows of a tile][kPanel]
-  };
+  // To y row by row: its panels lie beside one another there.
+  static void Finish(const MatmulParams& p, const Finished& f, int64_t rows) {
+    const int64_t begin = f.block * rows, end = Least(f.last_block * rows, p.T);
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = f.panel; i < f.last_panel; ++i)
+        FinishRow<B>(p, i, row, f.sums[i - f.panel] + (row - begin) * kPanel);
+    }
+  }
 
-  static void AddScaled(const Pending& from, int64_t rows) {
-    if (from.totals == nullptr) return;
-    float scales[kPanel];
-    for (int64_t j = 0; j < kPanel; ++j) scales[j] = FromBF16(from.scales[j]);
-    for (int block = 0; block < 2 && from.units[block] != nullptr; ++block) {
-      const int32_t* sums = from.sums + block * Form::kTileRows * rows * kPanel;
-      float* totals = from.totals + block * rows * kPanel;
-      for (int64_t r = 0; r < rows; ++r) {
-        const float unit = from.units[block]->of_row[r];
+  // Blocks of kRows rows, known to the compiler; 0: of `rows`.
+  template <int64_t kRows>
+  static void RunTurns(const char* packed, int64_t groups, const Weights* weights, int64_t rows,
+                       Piece piece) {
+    const int64_t step = GroupBytes(kRows > 0 ? kRows : rows);
+    Turns<kRows> turns(rows);
+    float* totals = piece.sums;
+    for (; piece.block < piece.last_block; piece.block += 2, totals += 2 * rows * kPanel) {
+      const char* x = packed + (piece.block * groups + piece.begin) * step;
+      if (piece.block + 1 < piece.last_block) {
+        for (int64_t i = 0; i < piece.end - piece.begin; ++i) {
+          turns.Load(weights[i], &piece.ahead);
+          turns.template Take<0>(x + i * step, totals);
+          turns.template Take<1>(x + (groups + i) * step, totals + rows * kPanel);
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < piece.end - piece.begin; i += 2) {
+        turns.Load(weights[i], &piece.ahead);
+        turns.template Take<0>(x + i * step, totals);
+        if (i + 1 == piece.end - piece.begin) return turns.template End<1>();
+        turns.Load(weights[i + 1], &piece.ahead);
+        turns.template Take<1>(x + (i + 1) * step, totals);
+      }
+    }
+    turns.template End<0>();
+  }
+
+  // Blocks of x by groups of weights, one after the other. What a turn does waits for nothing else
+  // that it does: one set of tiles goes to memory and multiplies again, and what the other one has
+  // left there is scaled and added. Sets 0 and 1 take turns.
+  template <int64_t kRows>
+  class Turns {
+   public:
+    explicit Turns(int64_t rows) : rows_(rows) {}
+
+    void Load(const Weights& w, Ahead* ahead) {
+      B::LoadWeights(w.q, ahead);
+      load_ = (load_ + 1) % 4;
+      for (int64_t j = 0; j < kPanel; ++j) scales_[load_][j] = FromBF16(w.scales[j]);
+    }
+    // Totals += x times the weights loaded last; after End() they are.
+    template <int kSet>
+    void Take(const char* x, float* totals) {
+      Set& set = sets_[kSet];
+      const Set& other = sets_[1 - kSet];
+      B::template LoadRows<kSet>(x + sizeof(Units));
+      B::template StoreInts<kSet, 0>(set.sums);
+      B::template Multiply<kSet, 0>();
+      Add(other, 0, rows() / 2);
+      B::template StoreInts<kSet, 1>(set.sums);
+      B::template Multiply<kSet, 1>();
+      Add(other, rows() / 2, rows());
+      set.in_memory = set.in_tiles;
+      set.in_tiles = {reinterpret_cast<const Units*>(x)->of_row, scales_[load_], totals};
+    }
+    // Set kSet would be next.
+    template <int kSet>
+    void End() {
+      Add(sets_[1 - kSet], 0, rows());
+      AddTiles<kSet>();
+      AddTiles<1 - kSet>();
+    }
+
+   private:
+    struct Place {  // where sums belong
+      const float* units = nullptr;
+      const float* scales = nullptr;
+      float* totals = nullptr;
+    };
+    struct Set {
+      Place in_tiles, in_memory;
+      alignas(64) int32_t sums[16 * kPanel];  // [rows of a tile][kPanel]
+    };
+
+    int64_t rows() const { return kRows > 0 ? kRows : rows_; }
+
+    template <int kSet>
+    void AddTiles() {
+      Set& set = sets_[kSet];
+      B::template StoreInts<kSet, 0>(set.sums);
+      B::template StoreInts<kSet, 1>(set.sums);
+      set.in_memory = set.in_tiles;
+      Add(set, 0, rows());
+    }
+
+    // Rows [begin, end).
+    void Add(const Set& set, int64_t begin, int64_t end) const {
+      const Place& to = set.in_memory;
+      if (to.totals == nullptr) return;
+      float scales[kPanel];
+      for (int64_t j = 0; j < kPanel; ++j) scales[j] = to.scales[j];
+      for (int64_t r = begin; r < end; ++r) {
+        const float unit = to.units[r];
+        const int32_t* sums = set.sums + r * kPanel;
+        float* totals = to.totals + r * kPanel;
         for (int64_t j = 0; j < kPanel; ++j) {
-          const auto whole = static_cast<float>(Form::Join(sums + r * kPanel + j, rows * kPanel));
-          totals[r * kPanel + j] += whole * (unit * scales[j]);
+          const auto whole = static_cast<float>(Form::Join(sums + j, rows() * kPanel));
+          totals[j] += whole * (unit * scales[j]);
         }
       }
     }
-  }
+
+    const int64_t rows_;
+    int load_ = 0;
+    alignas(64) float scales_[4][kPanel];  // of the last four weights: that many are on their way
+    Set sets_[2];
+  };
 };
 
 }  // namespace

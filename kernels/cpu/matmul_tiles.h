@@ -85,9 +85,13 @@ class TileKernel {
     const TileWeights w{static_cast<const char*>(p.w.data), Padded(p.w.K) / kStepK,
                         2 * kTile * int64_t{sizeof(uint16_t)}};
     B::Begin(static_cast<int>(Rows(p.T)));
-    ForPieces(w, kDepth, begin, end, Blocks(p.T), Rows(p.T), [&](const Piece& piece) {
-      RunPiece(p, reinterpret_cast<const uint16_t*>(packed), w.At(piece.panel, piece.begin), piece);
-    });
+    ForPieces(
+        w, kDepth, begin, end, Blocks(p.T), Rows(p.T),
+        [&](const Piece& piece) {
+          RunPiece(p, reinterpret_cast<const uint16_t*>(packed), w.At(piece.panel, piece.begin),
+                   piece);
+        },
+        [](const Finished&) {});
     B::End();
   }
 
@@ -128,7 +132,8 @@ class TileKernel {
       return B::template Store<kBlocks>(p.y + row * p.y_stride + o, p.y_stride);
     }
     B::template Store<kBlocks>(piece->sums, kPanel);
-    if (last) FinishTiles<B>(p, piece->sums, o, row, Least(end, p.T));
+    for (int64_t r = row; last && r < Least(end, p.T); ++r)
+      FinishRow<B>(p, piece->panel, r, piece->sums + (r - row) * kPanel);
   }
 };
 

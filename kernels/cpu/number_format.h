@@ -85,16 +85,27 @@ inline Step8 StepOf(float largest) {
   return {largest / 127.0f, 127.0f / largest};
 }
 
+// The bits of `depth` <= 64 numbers, filled up with zeros; those of the largest but for its sign.
+inline uint32_t LoadGroup(const float* x, int64_t depth, uint32_t (&bits)[kGroupSize]) {
+  if (depth == kGroupSize) {
+    std::memcpy(bits, x, sizeof(bits));
+  } else {
+    std::memset(bits, 0, sizeof(bits));
+    std::memcpy(bits, x, static_cast<size_t>(depth) * sizeof(float));
+  }
+  uint32_t largest = 0;
+  for (const uint32_t b : bits) largest = (b & 0x7fffffffu) > largest ? b & 0x7fffffffu : largest;
+  return largest;
+}
+
 // Makes `depth` <= 64 numbers whole, filled up with zeros; returns their unit. B::Quantize(x,
 // inverse, q) rounds 64 products x * inverse.
 template <class B>
 float QuantizeInput(const float* x, int64_t depth, int8_t* q) {
-  alignas(64) float values[kGroupSize] = {};
-  std::memcpy(values, x, static_cast<size_t>(depth) * sizeof(float));
-  uint32_t bits[kGroupSize], largest = 0;
-  std::memcpy(bits, values, sizeof(bits));
-  for (const uint32_t b : bits) largest = (b & 0x7fffffffu) > largest ? b & 0x7fffffffu : largest;
-  const Step8 step = StepOf(FloatOf(largest));
+  alignas(64) uint32_t bits[kGroupSize];
+  const Step8 step = StepOf(FloatOf(LoadGroup(x, depth, bits)));
+  alignas(64) float values[kGroupSize];
+  std::memcpy(values, bits, sizeof(values));
   B::Quantize(values, step.inverse, q);
   return step.unit;
 }
@@ -108,9 +119,8 @@ float QuantizeInput(const float* x, int64_t depth, int8_t* q) {
 // Fills q up with zeros and returns the unit. Infinity and NaN spoil the group; what is so small
 // that its unit would be a denormal is zero.
 inline float ToFixedPoint(const float* x, int64_t depth, int16_t* q) {
-  uint32_t bits[kGroupSize] = {}, largest = 0;
-  std::memcpy(bits, x, static_cast<size_t>(depth) * sizeof(float));
-  for (const uint32_t b : bits) largest = (b & 0x7fffffffu) > largest ? b & 0x7fffffffu : largest;
+  uint32_t bits[kGroupSize];
+  const uint32_t largest = LoadGroup(x, depth, bits);
   std::memset(q, 0, kGroupSize * sizeof(*q));
   constexpr uint32_t kBits = 13, kBias = 127;
   if (largest >= 0x7f7f8000u) return FloatOf(0x7fc00000u);  // rounds to infinity, or is NaN

@@ -44,14 +44,22 @@ struct Piece {
   float* sums;  // [rows of those blocks][kTilePanel]: what the panel's steps before have left there
 };
 
-// Calls run(piece) until panels [panel, last_panel) are done for blocks [block, last_block).
+// Panels [panel, last_panel) of the rows of some blocks, whose pieces have all been run.
+struct Finished {
+  int64_t panel, last_panel;
+  int64_t block, last_block;
+  const float (*sums)[kRowsAtOnce * kTilePanel];  // as in Piece, of each panel
+};
+
+// Calls run(piece) until panels [panel, last_panel) are done for blocks [block, last_block), then
+// finish(finished).
 //
 // Weights of `depth` steps stay in the first cache while all rows go over them; the sums of rows
 // wait in memory meanwhile. Panels take turns at the same steps, so that x comes to the second
 // cache once for all of them. One pair of blocks goes over all steps at once.
-template <typename Run>
+template <typename Run, typename Finish>
 void ForPiecesOf(const TileWeights& w, int64_t depth, int64_t panel, int64_t last_panel,
-                 int64_t block, int64_t last_block, const Run& run) {
+                 int64_t block, int64_t last_block, const Run& run, const Finish& finish) {
   constexpr int64_t kAhead = 4096, kLine = 64;  // bytes
   alignas(64) float sums[kPanelsAtOnce][kRowsAtOnce * kTilePanel];
   const int64_t pairs = CeilDiv(last_block - block, 2);
@@ -75,37 +83,42 @@ void ForPiecesOf(const TileWeights& w, int64_t depth, int64_t panel, int64_t las
                 sums[i - panel]});
     }
   }
+  finish(Finished{panel, last_panel, block, last_block, sums});
 }
 
 // The same for all blocks.
-template <typename Run>
+template <typename Run, typename Finish>
 void ForPieces(const TileWeights& w, int64_t depth, int64_t panel, int64_t last_panel,
-               int64_t blocks, int64_t rows, const Run& run) {
+               int64_t blocks, int64_t rows, const Run& run, const Finish& finish) {
   const int64_t at_once = kRowsAtOnce / rows / 2 * 2;
   for (int64_t block = 0; block < blocks; block += at_once) {
     for (int64_t i = panel; i < last_panel; i += kPanelsAtOnce) {
       ForPiecesOf(w, depth, i, Least(i + kPanelsAtOnce, last_panel), block,
-                  Least(block + at_once, blocks), run);
+                  Least(block + at_once, blocks), run, finish);
     }
   }
 }
 
-// Rows [row, end) of the 32 outputs from o on, from the sums of those rows: bias, activation, and
-// the outputs that there are. B::Activate(values, activation) is that of 16 floats.
+// Row `row` of y from the sums of that row: bias, activation, and the outputs that there are.
+// B::Activate(values, activation) is that of 16 floats.
 template <class B>
-void FinishTiles(const MatmulParams& p, const float* sums, int64_t o, int64_t row, int64_t end) {
+void FinishRow(const MatmulParams& p, int64_t panel, int64_t row, const float* sums) {
   constexpr int64_t kHalf = kTilePanel / 2;
-  float bias[kTilePanel] = {};
-  const int64_t outputs = Least(kTilePanel, p.w.O - o);
-  for (int64_t j = 0; j < outputs && p.bias != nullptr; ++j) bias[j] = p.bias[o + j];
-  for (; row < end; ++row, sums += kTilePanel) {
-    float values[kTilePanel];
-    for (int64_t j = 0; j < kTilePanel; ++j) values[j] = sums[j] + bias[j];
-    if (p.activation != Activation::kNone) {
-      B::Activate(values, p.activation);
-      B::Activate(values + kHalf, p.activation);
-    }
-    std::memcpy(p.y + row * p.y_stride + o, values, outputs * sizeof(float));
+  const int64_t o = panel * kTilePanel, outputs = Least(kTilePanel, p.w.O - o);
+  float* y = p.y + row * p.y_stride + o;
+  float values[kTilePanel];
+  std::memcpy(values, sums, sizeof(values));
+  if (p.bias != nullptr) {
+    for (int64_t j = 0; j < outputs; ++j) values[j] += p.bias[o + j];
+  }
+  if (p.activation != Activation::kNone) {
+    B::Activate(values, p.activation);
+    B::Activate(values + kHalf, p.activation);
+  }
+  if (outputs == kTilePanel) {
+    std::memcpy(y, values, sizeof(values));
+  } else {
+    std::memcpy(y, values, outputs * sizeof(float));
   }
 }
 

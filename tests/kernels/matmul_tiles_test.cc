@@ -51,26 +51,31 @@ class EmulatedTiles {
   static void Narrow(const float* x, uint16_t* out) {
     for (int i = 0; i < 32; ++i) out[i] = ToBF16(x[i]);
   }
-  template <int kBlocks>
-  static void Multiply(const char* x0, const char* x1, const int8_t* w, Ahead*) {
+  static void LoadWeights(const int8_t* w, Ahead*) {
     ASSERT_TRUE(configured_);
-    for (int tile = 0; tile < 2 * kBlocks; ++tile) {
-      const char* x = tile < 2 ? x0 : x1;
-      for (int r = 0; r < rows_; ++r) {
-        for (int o = 0; o < 16; ++o) {
-          int32_t sum = 0;
-          for (int k = 0; k < 64; ++k) {
-            sum += static_cast<int8_t>(x[r * 64 + k]) *
-                   w[tile % 2 * 1024 + k / 4 * 64 + o * 4 + k % 4];
-          }
-          std::memcpy(&sums_[tile][r * 16 + o], &sum, 4);
+    weights_ = w;
+  }
+  template <int kSet>
+  static void LoadRows(const char* x) {
+    x_[kSet] = x;
+  }
+  template <int kSet, int kHalf>
+  static void Multiply() {
+    for (int r = 0; r < rows_; ++r) {
+      for (int o = 0; o < 16; ++o) {
+        int32_t sum = 0;
+        for (int k = 0; k < 64; ++k) {
+          sum += static_cast<int8_t>(x_[kSet][r * 64 + k]) *
+                 weights_[kHalf * 1024 + k / 4 * 64 + o * 4 + k % 4];
         }
+        std::memcpy(&sums_[2 * kSet + kHalf][r * 16 + o], &sum, 4);
       }
     }
   }
-  template <int kBlocks>
+  template <int kSet, int kHalf>
   static void StoreInts(int32_t* sums) {
-    Store<kBlocks>(reinterpret_cast<float*>(sums), 32);
+    for (int r = 0; r < rows_; ++r)
+      std::memcpy(sums + r * 32 + 16 * kHalf, sums_[2 * kSet + kHalf] + r * 16, 64);
   }
   static void Quantize(const float* x, float inverse, int8_t* q) {
     for (int i = 0; i < 64; ++i)
@@ -103,10 +108,14 @@ class EmulatedTiles {
   static thread_local bool configured_;
   static thread_local int rows_;
   static thread_local float sums_[4][256];
+  static thread_local const int8_t* weights_;
+  static thread_local const char* x_[2];
 };
 thread_local bool EmulatedTiles::configured_ = false;
 thread_local int EmulatedTiles::rows_ = 0;
 thread_local float EmulatedTiles::sums_[4][256];
+thread_local const int8_t* EmulatedTiles::weights_ = nullptr;
+thread_local const char* EmulatedTiles::x_[2] = {};
 
 struct EmulatedTier {
   template <typename F>
